@@ -1,0 +1,54 @@
+#pragma once
+#include <torch/torch.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace seqloom {
+
+/// Where the real tokens of a batch are.
+///   dense   x [B, T, D], all of them
+///   padded  x [B, T, D], the first lengths[b] of row b
+///   masked  x [B, T, D], those with keep[b, t]
+///   packed  x [1, N, D], row r is tokens offsets[r] .. offsets[r+1]; no padding at all
+class Layout {
+ public:
+  Layout() = default;
+  /// lengths [B] int64. Throws UsageError for a wrong type or shape.
+  static Layout padded(torch::Tensor lengths);
+  /// keep [B, T] bool.
+  static Layout masked(torch::Tensor keep);
+  /// offsets [R + 1] int64, increasing from 0 to N.
+  static Layout packed(torch::Tensor offsets);
+
+  bool is_dense() const { return !lengths_.defined() && !keep_.defined() && !offsets_.defined(); }
+  bool is_packed() const { return offsets_.defined(); }
+  const torch::Tensor& offsets() const { return offsets_; }
+
+  /// [B, T] bool, true for real tokens; undefined when dense. Throws UsageError when B or T do not agree.
+  torch::Tensor keep(int64_t batch, int64_t tokens) const;
+
+  /// Packed x [1, N, D] -> padded [R, Tmax, D] with its layout, and back.
+  torch::Tensor unpack(const torch::Tensor& x) const;
+  torch::Tensor pack(const torch::Tensor& x) const;
+  Layout unpacked() const;
+
+ private:
+  torch::Tensor lengths_, keep_, offsets_;
+};
+
+/// What travels beside x through a stack in one pass.
+struct Pass {
+  Layout layout;
+  torch::Tensor positions;  // [B, T] int64 or real; undefined: consecutive from memory.tokens
+  torch::Tensor context;    // [B, S, D], another sequence to attend to
+  Layout context_layout;
+  std::map<std::string, torch::Tensor> values;  // handed from layer to layer, e.g. RWKV-7's first value
+  std::vector<torch::Tensor> losses;            // auxiliary losses that layers add, scalars
+  /// Called with inner activations (name, value) when set: attention maps, teacher's outputs.
+  std::function<void(const std::string&, const torch::Tensor&)> watch;
+};
+
+}  // namespace seqloom

@@ -1,0 +1,146 @@
+#include "mixers/mixer.h"
+
+#include <fmt/ostream.h>
+
+namespace seqloom {
+namespace {
+
+void copy_context(const std::vector<std::string>& names, const Memory& from, Memory& to) {
+  for (const auto& name : names) to[name] = from.at(name);
+}
+
+}  // namespace
+
+void Mixer::check_input(const Tensor& x) const {
+  if (x.dim() != 3 || x.size(2) != width_) misuse("x is {}, expected [B, T, {}]", fmt::streamed(x.sizes()), width_);
+  if (x.size(1) < 1) misuse("x has T = 0 tokens; at least one is needed");
+}
+
+torch::TensorOptions Mixer::state_options() const {
+  const auto all = parameters();
+  const auto device = all.empty() ? torch::Device(torch::kCPU) : all.front().device();
+  const bool wide = !all.empty() && all.front().scalar_type() == torch::kFloat64;
+  return torch::TensorOptions().dtype(wide ? torch::kFloat64 : torch::kFloat32).device(device);
+}
+
+Tensor Mixer::forward(const Tensor& x) {
+  Pass pass;
+  return forward(x, pass);
+}
+
+Tensor Mixer::forward(const Tensor& x, Pass& pass) {
+  check_input(x);
+  if (!pass.layout.is_packed() || takes_packed()) return mix(x, pass);
+  const Layout packed = pass.layout;
+  pass.layout = packed.unpacked();
+  const Tensor y = mix(packed.unpack(x), pass);
+  pass.layout = packed;
+  return packed.pack(y);
+}
+
+Tensor CausalMixer::extend(const Tensor& x, Memory& memory) {
+  Pass pass;
+  return extend(x, memory, pass);
+}
+
+Tensor CausalMixer::extend(const Tensor& x, Memory& memory, Pass& pass) {
+  check_input(x);
+  if (!causal()) misuse("a bidirectional mixer cannot stream; configure it with causal = true");
+  if (pass.layout.is_packed()) misuse("packed rows cannot extend a memory; give them as a padded batch");
+  Tensor y = read(x, memory, pass);
+  memory.tokens += x.size(1);
+  return y;
+}
+
+Tensor CausalMixer::mix(const Tensor& x, Pass& pass) {
+  Memory memory = empty_memory(x.size(0));
+  return read(x, memory, pass);
+}
+
+Memory ScannableMixer::counted_element(const Tensor& x, Memory& memory) {
+  Memory result = element(x, memory);
+  result.tokens = x.size(1);
+  return result;
+}
+
+Memory ScannableMixer::counted_combine(const Memory& left, const Memory& right) const {
+  Memory result = combine_elements(left, right);
+  result.tokens = left.tokens + right.tokens;
+  return result;
+}
+
+Summary ScannableMixer::identity(int64_t batch) const {
+  Summary summary;
+  const Memory empty = empty_memory(batch);
+  summary["head"] = torch::zeros({batch, 0, width()}, state_options());
+  summary.child("element") = identity_element(batch);
+  copy_context(context(), empty, summary.child("tail"));
+  return summary;
+}
+
+Summary ScannableMixer::summarize(const Tensor& x) {
+  check_input(x);
+  const int64_t head = std::min(x.size(1), reach());
+  Summary summary;
+  summary.tokens = x.size(1);
+  summary["head"] = x.narrow(1, 0, head);
+  Memory local = empty_memory(x.size(0));
+  if (head > 0) element(summary["head"], local);  // only for the context that it leaves
+  summary.child("element") = head < x.size(1) ? counted_element(x.narrow(1, head, x.size(1) - head), local)
+                                              : identity_element(x.size(0));
+  copy_context(context(), local, summary.child("tail"));
+  return summary;
+}
+
+Summary ScannableMixer::combine(const Summary& left, const Summary& right) {
+  const Tensor& right_head = right.at("head");
+  const int64_t batch = right_head.size(0);
+  Memory local = empty_memory(batch);
+  copy_context(context(), left.child("tail"), local);
+  // Tokens that are still too near the left end to have their whole context stay in the head.
+  const int64_t stay = std::clamp<int64_t>(reach() - left.tokens, 0, right_head.size(1));
+  const int64_t known = right_head.size(1) - stay;
+
+  Summary both;
+  both.tokens = left.tokens + right.tokens;
+  const Tensor still = right_head.narrow(1, 0, stay);
+  both["head"] = torch::cat({left.at("head").to(still.scalar_type()), still}, 1);
+  if (stay > 0) element(still, local);
+  Memory front = known > 0 ? counted_combine(left.child("element"), counted_element(right_head.narrow(1, stay, known), local))
+                           : counted_combine(left.child("element"), identity_element(batch));
+  both.child("element") = counted_combine(front, right.child("element"));
+  copy_context(context(), right.tokens >= reach() ? right.child("tail") : local, both.child("tail"));
+  return both;
+}
+
+void ScannableMixer::apply(const Summary& summary, Memory& memory) {
+  const Tensor& head = summary.at("head");
+  if (head.size(1) > 0) {
+    const Memory first = counted_element(head, memory);
+    apply_element(first, memory);
+    memory.tokens += first.tokens;
+  }
+  apply_element(summary.child("element"), memory);
+  memory.tokens += summary.child("element").tokens;
+  if (summary.tokens >= reach()) copy_context(context(), summary.child("tail"), memory);
+}
+
+Registry<MixerEntry>& mixers() {
+  static Registry<MixerEntry> registry("mixer");
+  return registry;
+}
+
+std::shared_ptr<Mixer> make_mixer(int64_t width, const Config& table, const std::string& where) {
+  if (!table.is_object() || !table.contains("kind") || !table["kind"].is_string()) {
+    misuse("{}: expected a table with a kind, like {{ kind = \"attention\" }}", where);
+  }
+  const auto kind = table["kind"].get<std::string>();
+  if (!mixers().contains(kind)) {
+    const std::string near = nearest(kind, mixers().names());
+    misuse("{}.kind = \"{}\": there is no such mixer{}; there are: {}", where, kind,
+           near.empty() ? "" : ", did you mean '" + near + "'?", fmt::join(mixers().names(), ", "));
+  }
+  return mixers().get(kind).make(width, table, where);
+}
+
+}  // namespace seqloom

@@ -1,0 +1,26 @@
+#include "mixers/short_conv.h"
+
+#include <cmath>
+
+#include "ops/causal_conv1d.h"
+
+namespace seqloom {
+
+ShortConv::ShortConv(int64_t channels, int64_t kernel, bool bias, bool silu) : silu_(silu) {
+  const double bound = 1 / std::sqrt(static_cast<double>(kernel));  // torch's Conv1d default for one input channel
+  weight_ = register_parameter("weight", torch::empty({channels, 1, kernel}).uniform_(-bound, bound));
+  if (bias) bias_ = register_parameter("bias", torch::empty({channels}).uniform_(-bound, bound));
+}
+
+torch::Tensor ShortConv::forward(const torch::Tensor& x, torch::Tensor& window) {
+  const auto bias = bias_.defined() ? std::make_optional(bias_) : std::nullopt;
+  auto [y, after] = ops::causal_conv1d(x.transpose(1, 2), weight_.squeeze(1), bias, window, silu_);
+  window = after;
+  return y.transpose(1, 2);
+}
+
+torch::Tensor ShortConv::empty_window(int64_t batch, const torch::TensorOptions& options) const {
+  return torch::zeros({batch, weight_.size(0), kernel() - 1}, options);
+}
+
+}  // namespace seqloom
