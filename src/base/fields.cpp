@@ -86,7 +86,7 @@ bool Field::answers_to(const std::string& key) const {
 std::string Field::type() const {
   return std::visit(Overload{[](bool*) { return "true or false"; }, [](int64_t*) { return "integer"; },
                              [](double*) { return "number"; }, [](std::string*) { return "text"; },
-                             [](std::vector<double>*) { return "list of numbers"; }, [](Config*) { return "table"; },
+                             [](std::vector<double>*) { return "list of numbers"; }, [](Config*) { return "table or list"; },
                              [](std::optional<int64_t>*) { return "integer or \"none\""; },
                              [](std::optional<double>*) { return "number or \"none\""; }},
                     value_);
@@ -148,7 +148,7 @@ void Field::set(const Config& value, const std::string& where) const {
                         *v = std::move(numbers);
                       },
                       [&](Config* v) {
-                        if (!value.is_object()) wrong_type(where, value, "a table");
+                        if (!value.is_object() && !value.is_array()) wrong_type(where, value, "a table or a list");
                         *v = value;
                       },
                       [&](std::optional<int64_t>* v) {

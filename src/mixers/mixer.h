@@ -39,6 +39,9 @@ class Mixer : public torch::nn::Module {
   /// The mixing matrix view of dense rows, where the mixer has one.
   virtual std::optional<MatrixForm> matrix(const Tensor& x) { return std::nullopt; }
 
+  /// Parameters that weight decay would harm, beyond those of one dimension (biases, norms), which never decay.
+  virtual std::vector<Tensor> without_weight_decay() const { return {}; }
+
  protected:
   /// x [B, T, D], T >= 1, rows dense, padded or masked; packed only if `takes_packed`.
   virtual Tensor mix(const Tensor& x, Pass& pass) = 0;

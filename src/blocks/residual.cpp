@@ -1,0 +1,43 @@
+#include "blocks/residual.h"
+
+namespace seqloom {
+
+ResidualBlock::ResidualBlock(int64_t width, const ResidualOptions& options, std::shared_ptr<Mixer> mixer,
+                             std::shared_ptr<ChannelMixer> channel)
+    : pre_(options.residual == "pre"), mixer_(std::move(mixer)), channel_(std::move(channel)) {
+  mixer_norm_ = register_module("mixer_norm", std::make_shared<Norm>(options.norm, width, options.norm_eps));
+  register_module("mixer", mixer_);
+  if (channel_) {
+    channel_norm_ = register_module("channel_norm", std::make_shared<Norm>(options.norm, width, options.norm_eps));
+    register_module("channel", channel_);
+  }
+}
+
+template <typename Mix>
+Tensor ResidualBlock::around(const Tensor& x, Mix mix) {
+  // The residual stream stays in its own (wider) type when branches run in bfloat16.
+  if (pre_) {
+    Tensor y = x + mix(mixer_norm_->forward(x));
+    return channel_ ? y + channel_->forward(channel_norm_->forward(y)) : y;
+  }
+  Tensor y = mixer_norm_->forward(x + mix(x));
+  return channel_ ? channel_norm_->forward(y + channel_->forward(y)) : y;
+}
+
+Tensor ResidualBlock::forward(const Tensor& x, Pass& pass) {
+  return around(x, [&](const Tensor& input) { return mixer_->forward(input, pass); });
+}
+
+Tensor ResidualBlock::extend(const Tensor& x, Memory& memory, Pass& pass) {
+  return around(x, [&](const Tensor& input) { return causal_mixer().extend(input, memory, pass); });
+}
+
+Memory ResidualBlock::empty_memory(int64_t batch) const { return causal_mixer().empty_memory(batch); }
+
+CausalMixer& ResidualBlock::causal_mixer() const {
+  auto* causal = dynamic_cast<CausalMixer*>(mixer_.get());
+  if (causal == nullptr || !causal->causal()) misuse("this layer's mixer is bidirectional: it has no streaming form");
+  return *causal;
+}
+
+}  // namespace seqloom
