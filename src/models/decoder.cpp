@@ -1,0 +1,138 @@
+#include "models/decoder.h"
+
+#include <cmath>
+#include <fmt/ostream.h>
+
+#include "blocks/positions.h"
+#include "models/checkpointing.h"
+#include "ops/precision.h"
+
+namespace seqloom {
+
+Decoder::Decoder(int64_t vocabulary, const Config& table, const std::string& where)
+    : vocabulary_(vocabulary), options_(read_options<DecoderOptions>(table, where)) {
+  const int64_t width = options_.width;
+  embedding_ = register_module("embedding", torch::nn::Embedding(vocabulary, width));
+  torch::nn::init::normal_(embedding_->weight, 0, 0.02);
+  if (options_.position == "learned") {
+    position_ = register_module("position", torch::nn::Embedding(options_.max_length, width));
+    torch::nn::init::normal_(position_->weight, 0, 0.02);
+  }
+  add_layers(options_.layers, where + ".layers");
+  final_norm_ = register_module("final_norm",
+                                std::make_shared<Norm>(options_.residual.norm, width, options_.residual.norm_eps));
+  if (!options_.tied) {
+    head_ = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(width, vocabulary).bias(false)));
+    torch::nn::init::normal_(head_->weight, 0, 0.02);
+  }
+  shrink_branch_outputs();
+}
+
+void Decoder::add_layers(const Config& layers, const std::string& where) {
+  struct LayerOptions {
+    int64_t repeat = 1;
+    Config mixer, channel;
+    void describe(Fields& f) {
+      f.add("repeat", repeat, "how many such layers follow each other").at_least(1).at_most(1024);
+      f.add("mixer", mixer, "the token mixer");
+      f.add("channel", channel, "the channel mixer");
+    }
+  };
+  if (!layers.is_array() || layers.empty()) {
+    misuse("{}: expected a list of layers, like [ {{ mixer = {{ kind = \"mamba\" }} }} ]", where);
+  }
+  auto list = register_module("layers", torch::nn::ModuleList());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const std::string here = fmt::format("{}.{}", where, i);
+    const auto layer = read_options<LayerOptions>(layers[i], here);
+    const Config& channel = layer.channel.is_null() ? options_.channel : layer.channel;
+    for (int64_t r = 0; r < layer.repeat; ++r) {
+      auto block = std::make_shared<ResidualBlock>(
+          options_.width, options_.residual, make_mixer(options_.width, layer.mixer, here + ".mixer"),
+          make_channel_mixer(options_.width, channel, layer.channel.is_null() ? "model.channel" : here + ".channel"));
+      list->push_back(block);
+      layers_.push_back(std::move(block));
+    }
+  }
+}
+
+void Decoder::shrink_branch_outputs() {
+  // Each branch adds to the residual stream: with n branches their last projections start 1/sqrt(n) smaller, so that
+  // the stream's variance does not grow with depth (GPT-2; Mamba does the same).
+  int64_t branches = 0;
+  for (const auto& layer : layers_) branches += layer->branches();
+  torch::NoGradGuard no_grad;
+  for (auto& parameter : named_parameters()) {
+    for (const char* last : {"o_proj.weight", "out_proj.weight", "fc2.weight", "down_proj.weight"}) {
+      if (parameter.key().ends_with(last)) parameter.value().div_(std::sqrt(static_cast<double>(branches)));
+    }
+  }
+}
+
+Tensor Decoder::embed(const Tensor& ids, int64_t first_position, const Tensor& positions) {
+  if (ids.dim() != 2 || ids.size(1) < 1) misuse("ids are {}, expected [B, T] with T >= 1", fmt::streamed(ids.sizes()));
+  if (ids.min().item<int64_t>() < 0 || ids.max().item<int64_t>() >= vocabulary_) {
+    misuse("a token id is outside 0..{}", vocabulary_ - 1);
+  }
+  Tensor x = embedding_(ids);
+  if (options_.position == "none") return x;
+  const Tensor at = positions.defined() ? positions
+                                        : torch::arange(first_position, first_position + ids.size(1), ids.options());
+  if (options_.position == "sinusoidal") return x + sinusoidal_at(at, options_.width).to(x.scalar_type());
+  if (at.max().item<int64_t>() >= options_.max_length) {
+    misuse("position {} is beyond model.max_length = {}", at.max().item<int64_t>(), options_.max_length);
+  }
+  return x + position_(at);
+}
+
+Tensor Decoder::hidden(const Tensor& ids, Pass& pass) {
+  Tensor x = embed(ids, 0, pass.positions);
+  const bool checkpointing = checkpointing_ && torch::GradMode::is_enabled();
+  const size_t losses = pass.losses.size();
+  for (const auto& layer : layers_) {
+    // by value: the block runs again in the backward pass, when this pass is gone
+    x = checkpointing ? checkpointed([layer, again = pass](const Tensor& input) mutable { return layer->forward(input, again); }, x)
+                      : layer->forward(x, pass);
+  }
+  if (checkpointing && pass.losses.size() != losses) {
+    misuse("a layer adds an auxiliary loss: train it with train.checkpoint_activations = false");
+  }
+  return final_norm_->forward(x);
+}
+
+Tensor Decoder::logits(const Tensor& hidden) {
+  return ops::widened(torch::linear(hidden, head_ ? head_->weight : embedding_->weight));
+}
+
+Tensor Decoder::extend(const Tensor& ids, Memory& memory) {
+  Tensor x = embed(ids, memory.tokens, {});
+  Pass pass;
+  for (size_t i = 0; i < layers_.size(); ++i) x = layers_[i]->extend(x, memory.child("layers").child(std::to_string(i)), pass);
+  memory.tokens += ids.size(1);
+  return final_norm_->forward(x);
+}
+
+Memory Decoder::empty_memory(int64_t batch) const {
+  Memory memory;
+  for (size_t i = 0; i < layers_.size(); ++i) memory.child("layers").child(std::to_string(i)) = layers_[i]->empty_memory(batch);
+  return memory;
+}
+
+int64_t Decoder::parameter_count() const {
+  int64_t count = 0;
+  for (const auto& parameter : parameters()) count += parameter.numel();
+  return count;
+}
+
+std::vector<Tensor> Decoder::without_weight_decay() const {
+  std::vector<Tensor> exempt;
+  for (const auto& parameter : parameters()) {
+    if (parameter.dim() < 2) exempt.push_back(parameter);
+  }
+  for (const auto& layer : layers_) {
+    for (const auto& parameter : layer->mixer().without_weight_decay()) exempt.push_back(parameter);
+  }
+  return exempt;
+}
+
+}  // namespace seqloom

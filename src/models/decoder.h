@@ -1,0 +1,68 @@
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "blocks/residual.h"
+
+namespace seqloom {
+
+struct DecoderOptions {
+  int64_t width = 256;
+  Config layers = Config::array();
+  Config channel = {{"kind", "none"}};
+  std::string position = "none";
+  int64_t max_length = 2048;
+  bool tied = true;
+  ResidualOptions residual;
+
+  void describe(Fields& f) {
+    f.add("width", width, "model width D").at_least(1).at_most(1 << 16);
+    f.add("layers", layers, "list of { mixer = {...}, channel = {...}, repeat = 1 }");
+    f.add("channel", channel, "channel mixer of layers that name none");
+    f.add("position", position, "position vectors added to the embedding").one_of({"none", "learned", "sinusoidal"});
+    f.add("max_length", max_length, "length of the learned position table").at_least(1).at_most(1 << 24);
+    f.add("tied", tied, "the output projection is the embedding matrix");
+    residual.describe(f);
+  }
+};
+
+/// A language model: embedding, a stack of residual blocks, a final norm, logits. Layers come from the recipe's list:
+///   layers = [ { repeat = 3, mixer = { kind = "mamba" } }, { mixer = { kind = "attention", window = 128 } } ]
+class Decoder : public torch::nn::Module {
+ public:
+  /// Throws UsageError that begins with `where` and names the key.
+  Decoder(int64_t vocabulary, const Config& table, const std::string& where);
+
+  /// ids [B, T] int64 -> hidden [B, T, D] after the final norm.
+  Tensor hidden(const Tensor& ids, Pass& pass);
+  /// hidden [..., D] -> logits [..., vocabulary] float32.
+  Tensor logits(const Tensor& hidden);
+
+  /// The streaming form of `hidden`: reads T >= 1 more tokens. Throws UsageError when a layer is bidirectional.
+  Tensor extend(const Tensor& ids, Memory& memory);
+  Memory empty_memory(int64_t batch) const;
+
+  int64_t vocabulary() const { return vocabulary_; }
+  int64_t parameter_count() const;
+  /// Parameters that must not decay: one-dimensional ones and those that mixers name.
+  std::vector<Tensor> without_weight_decay() const;
+  /// Recompute each block in the backward pass instead of keeping its activations.
+  void set_checkpointing(bool on) { checkpointing_ = on; }
+
+ private:
+  void add_layers(const Config& layers, const std::string& where);
+  void shrink_branch_outputs();
+  Tensor embed(const Tensor& ids, int64_t first_position, const Tensor& positions);
+
+  int64_t vocabulary_;
+  DecoderOptions options_;
+  torch::nn::Embedding embedding_{nullptr}, position_{nullptr};
+  std::vector<std::shared_ptr<ResidualBlock>> layers_;
+  std::shared_ptr<Norm> final_norm_;
+  torch::nn::Linear head_{nullptr};
+  bool checkpointing_ = false;
+};
+
+}  // namespace seqloom

@@ -1,0 +1,32 @@
+#include "train/task.h"
+
+#include <fmt/ranges.h>
+
+namespace seqloom {
+
+Registry<TaskEntry>& tasks() {
+  static Registry<TaskEntry> registry("task");
+  return registry;
+}
+
+std::unique_ptr<Task> make_task(const Config& recipe, const std::string& name) {
+  for (const auto& [key, value] : recipe.items()) {
+    if (key != "task" && key != "model" && key != "train") {
+      misuse("{}: there is no such key '{}'; a recipe has [task], [model] and [train]", name, key);
+    }
+  }
+  for (const char* part : {"task", "model"}) {
+    if (!recipe.contains(part)) misuse("{}: the table [{}] is missing", name, part);
+  }
+  const Config& task = recipe["task"];
+  if (!task.is_object() || !task.contains("kind") || !task["kind"].is_string()) {
+    misuse("{}: task.kind is missing; expected one of {}", name, fmt::join(tasks().names(), ", "));
+  }
+  const auto kind = task["kind"].get<std::string>();
+  if (!tasks().contains(kind)) {
+    misuse("{}: task.kind = \"{}\": there is no such task; there are: {}", name, kind, fmt::join(tasks().names(), ", "));
+  }
+  return tasks().get(kind).make(recipe, name);
+}
+
+}  // namespace seqloom
