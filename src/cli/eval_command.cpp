@@ -1,0 +1,54 @@
+#include <memory>
+
+#include "base/error.h"
+#include "cli/commands.h"
+#include "cli/progress.h"
+#include "tasks/language.h"
+
+namespace seqloom {
+namespace {
+
+struct EvalArguments {
+  std::string checkpoint, data;
+  int64_t context = 0, tokens = 0;
+  bool json = false;
+};
+
+void evaluate(const EvalArguments& arguments) {
+  const LanguageModel model = load_language_model(arguments.checkpoint);
+  const TokenFile text(arguments.data, *model.tokenizer, arguments.data + ".tokens");
+  const int64_t end = arguments.tokens > 0 ? std::min(text.size(), arguments.tokens + 1) : text.size();
+  const int64_t context = arguments.context > 0 ? arguments.context : model.options.context;
+  Progress progress("evaluating", end - 1);
+  const TextScore score = score_text(*model.decoder, *model.tokenizer, text, 0, end, context,
+                                     [&](int64_t done) { progress.update(done, "tokens"); });
+  progress.finish(fmt::format("{} tokens", score.tokens));
+  if (arguments.json) {
+    fmt::print("{}\n", Config({{"bits_per_byte", score.bits_per_byte()},
+                               {"perplexity", score.perplexity()},
+                               {"tokens", score.tokens},
+                               {"bytes", score.bytes}})
+                           .dump());
+  } else {
+    fmt::print("{:.4f} bits per byte, perplexity {:.4f} a token ({} tokens, context {})\n", score.bits_per_byte(),
+               score.perplexity(), score.tokens, context);
+  }
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app) {
+  auto arguments = std::make_shared<EvalArguments>();
+  CLI::App* command = app.add_subcommand("eval", "Measure how well a checkpoint predicts a text");
+  command->footer("Example:\n  seqloom eval runs/scripture --data some.txt --json");
+  command->add_option("CHECKPOINT", arguments->checkpoint, "a run's folder or checkpoint file")->required();
+  command->add_option("--data", arguments->data, "the text file")->required();
+  command->add_option("--context", arguments->context, "tokens read at once (default: as trained)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--tokens", arguments->tokens, "read at most this many tokens")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 62));
+  command->add_flag("--json", arguments->json, "print the result as JSON");
+  command->callback([arguments] { evaluate(*arguments); });
+}
+
+}  // namespace seqloom

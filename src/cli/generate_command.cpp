@@ -1,0 +1,102 @@
+#include <chrono>
+#include <cstdio>
+#include <memory>
+
+#include "base/error.h"
+#include "cli/commands.h"
+#include "decode/session.h"
+#include "decode/stop_strings.h"
+#include "tasks/language.h"
+
+namespace seqloom {
+namespace {
+
+struct GenerateArguments {
+  std::string checkpoint, prompt, save_state, load_state;
+  std::vector<std::string> stop;
+  int64_t tokens = 200;
+  SamplerOptions sampler;
+  bool json = false;
+};
+
+/// Reads the options' ranges from the sampler's own description, so that they are said once.
+void check_sampler(SamplerOptions& options) {
+  Fields fields;
+  options.describe(fields);
+  for (const auto& field : fields.list()) field.set(field.get(), "--" + field.name());
+}
+
+Session start_session(const GenerateArguments& arguments, const LanguageModel& model) {
+  Session session(model.decoder, fingerprint(model.checkpoint));
+  if (!arguments.load_state.empty()) session.load(arguments.load_state);
+  std::vector<int64_t> prompt;
+  for (const int32_t id : model.tokenizer->encode(arguments.prompt)) prompt.push_back(id);
+  if (prompt.empty() && arguments.load_state.empty()) misuse("--prompt is empty; give some text, or --load-state");
+  if (!prompt.empty()) session.read(prompt);
+  return session;
+}
+
+void generate(GenerateArguments& arguments) {
+  check_sampler(arguments.sampler);
+  const LanguageModel model = load_language_model(arguments.checkpoint);
+  Session session = start_session(arguments, model);
+  const bool live = !arguments.json;
+  if (live) fmt::print("{}", arguments.prompt);
+
+  Utf8Stream characters;
+  StopStrings stops(arguments.stop);
+  std::string text;
+  const auto emit = [&](const std::string& piece) {
+    text += piece;
+    if (!live) return;
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+  };
+  int64_t made = 0;
+  while (made < arguments.tokens && !stops.found()) {
+    const auto token = static_cast<int32_t>(session.next(arguments.sampler));
+    ++made;
+    emit(stops.push(characters.push(model.tokenizer->token_bytes(token))));
+  }
+  emit(stops.push(characters.finish()));
+  emit(stops.finish());
+  if (live) fmt::print("\n");
+  if (!arguments.save_state.empty()) session.save(arguments.save_state);
+  if (arguments.json) {
+    fmt::print("{}\n", Config({{"prompt", arguments.prompt},
+                               {"text", text},
+                               {"tokens", made},
+                               {"stopped", stops.found()},
+                               {"state_bytes", session.bytes()}})
+                           .dump(-1, ' ', false, Config::error_handler_t::replace));
+  }
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& app) {
+  auto arguments = std::make_shared<GenerateArguments>();
+  CLI::App* command = app.add_subcommand("generate", "Stream a continuation of a prompt, token by token");
+  command->footer(
+      "Examples:\n"
+      "  seqloom generate runs/scripture --prompt 'In the beginning' --tokens 300 --temperature 0.8\n"
+      "  seqloom generate runs/scripture --prompt 'And' --save-state s.safetensors\n"
+      "  seqloom generate runs/scripture --load-state s.safetensors --tokens 100");
+  SamplerOptions& sampler = arguments->sampler;
+  command->add_option("CHECKPOINT", arguments->checkpoint, "a run's folder or checkpoint file")->required();
+  command->add_option("--prompt", arguments->prompt, "the text to continue");
+  command->add_option("--tokens", arguments->tokens, "how many tokens to make")->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
+  command->add_option("--temperature", sampler.temperature, "0: always the likeliest token (default 1)");
+  command->add_option("--top-k", sampler.top_k, "draw from the k likeliest tokens");
+  command->add_option("--top-p", sampler.top_p, "draw from the likeliest tokens that hold this probability");
+  command->add_option("--min-p", sampler.min_p, "drop tokens below this part of the likeliest one's probability");
+  command->add_option("--repetition-penalty", sampler.repetition_penalty, "above 1: make recent tokens less likely");
+  command->add_option("--seed", sampler.seed, "of the draws: the same seed gives the same text");
+  command->add_option("--stop", arguments->stop, "end before this text (again for more)");
+  command->add_option("--save-state", arguments->save_state, "write the stream's state to this file at the end");
+  command->add_option("--load-state", arguments->load_state, "go on from a saved state");
+  command->add_flag("--json", arguments->json, "print the result as JSON instead of streaming it");
+  command->callback([arguments] { generate(*arguments); });
+}
+
+}  // namespace seqloom

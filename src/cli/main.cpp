@@ -1,0 +1,64 @@
+#include <fmt/format.h>
+#include <torch/torch.h>
+
+#include <cstdio>
+
+#include "base/error.h"
+#include "cli/commands.h"
+#include "io/toml.h"
+
+namespace seqloom {
+
+Config load_recipe(const std::string& path, const std::vector<std::string>& assignments) {
+  Config recipe = load_toml(path);
+  for (const auto& assignment : assignments) set_key(recipe, assignment);
+  return recipe;
+}
+
+namespace {
+
+int report(const std::string& message, int status) {
+  fmt::print(stderr, "seqloom: {}\n", message);
+  return status;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app(
+      "Trains, compares and streams sequence models.\n\n"
+      "  seqloom train recipes/scripture.toml                 train what a recipe describes\n"
+      "  seqloom generate runs/scripture --prompt 'In the'    stream a continuation\n"
+      "  seqloom study studies/recall.toml                    compare models and check a claim\n\n"
+      "Exit status: 0 done, 1 failed, 2 wrong use.");
+  app.require_subcommand(1);
+  app.fallthrough(false);
+  add_train_command(app);
+  add_eval_command(app);
+  add_generate_command(app);
+  add_study_command(app);
+  add_bench_command(app);
+  add_mixers_command(app);
+  add_inspect_command(app);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const ExitWith& exit) {
+    return exit.status;
+  } catch (const UsageError& error) {
+    return report(error.what(), 2);
+  } catch (const Error& error) {
+    return report(error.what(), 1);
+  } catch (const c10::Error& error) {
+    return report(error.what_without_backtrace(), 1);
+  } catch (const std::bad_alloc&) {
+    return report("out of memory; use a smaller batch, context or model", 1);
+  } catch (const std::exception& error) {
+    return report(error.what(), 1);
+  }
+}
+
+}  // namespace
+}  // namespace seqloom
+
+int main(int argc, char** argv) { return seqloom::run(argc, argv); }
