@@ -38,7 +38,9 @@ double to_number(const Config& value, const std::string& where) {
   return number;
 }
 
-bool asks_for_none(const Config& value) { return value.is_null() || value == "none" || value == "auto"; }
+bool asks_for_none(const Config& value) {
+  return value.is_null() || value == "none" || value == "auto";
+}
 
 }  // namespace
 
@@ -84,12 +86,13 @@ bool Field::answers_to(const std::string& key) const {
 }
 
 std::string Field::type() const {
-  return std::visit(Overload{[](bool*) { return "true or false"; }, [](int64_t*) { return "integer"; },
-                             [](double*) { return "number"; }, [](std::string*) { return "text"; },
-                             [](std::vector<double>*) { return "list of numbers"; }, [](Config*) { return "table or list"; },
-                             [](std::optional<int64_t>*) { return "integer or \"none\""; },
-                             [](std::optional<double>*) { return "number or \"none\""; }},
-                    value_);
+  return std::visit(
+      Overload{[](bool*) { return "true or false"; }, [](int64_t*) { return "integer"; },
+               [](double*) { return "number"; }, [](std::string*) { return "text"; },
+               [](std::vector<double>*) { return "list of numbers"; }, [](Config*) { return "table or list"; },
+               [](std::optional<int64_t>*) { return "integer or \"none\""; },
+               [](std::optional<double>*) { return "number or \"none\""; }},
+      value_);
 }
 
 std::string Field::range() const {

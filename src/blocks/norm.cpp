@@ -10,7 +10,9 @@ RmsNorm::RmsNorm(int64_t width, double eps) : eps_(eps) {
   weight_ = register_parameter("weight", torch::ones({width}));
 }
 
-torch::Tensor RmsNorm::forward(const torch::Tensor& x) { return ops::rms_norm(x, weight_, eps_); }
+torch::Tensor RmsNorm::forward(const torch::Tensor& x) {
+  return ops::rms_norm(x, weight_, eps_);
+}
 
 Norm::Norm(const std::string& kind, int64_t width, double eps) : eps_(eps) {
   if (kind != "rms" && kind != "layer") misuse("norm = \"{}\": expected rms or layer", kind);

@@ -32,7 +32,9 @@ Tensor ResidualBlock::extend(const Tensor& x, Memory& memory, Pass& pass) {
   return around(x, [&](const Tensor& input) { return causal_mixer().extend(input, memory, pass); });
 }
 
-Memory ResidualBlock::empty_memory(int64_t batch) const { return causal_mixer().empty_memory(batch); }
+Memory ResidualBlock::empty_memory(int64_t batch) const {
+  return causal_mixer().empty_memory(batch);
+}
 
 CausalMixer& ResidualBlock::causal_mixer() const {
   auto* causal = dynamic_cast<CausalMixer*>(mixer_.get());

@@ -36,7 +36,9 @@ double median_seconds(int64_t repeats, const std::function<void()>& work) {
 }
 
 /// Lets the kernel forget the peak so far (Linux); 0 where it cannot say.
-void reset_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
+void reset_peak() {
+  std::ofstream("/proc/self/clear_refs") << "5";
+}
 
 double memory_mib(const std::string& key) {
   std::ifstream status("/proc/self/status");
@@ -48,8 +50,8 @@ double memory_mib(const std::string& key) {
 
 std::shared_ptr<Decoder> build_model(const BenchArguments& arguments) {
   const bool recipe_file = std::filesystem::path(arguments.model).extension() == ".toml";
-  const Config recipe = recipe_file ? load_recipe(arguments.model, arguments.assignments)
-                                    : open_checkpoint(arguments.model).recipe;
+  const Config recipe =
+      recipe_file ? load_recipe(arguments.model, arguments.assignments) : open_checkpoint(arguments.model).recipe;
   if (!recipe.contains("model")) misuse("{}: the table [model] is missing", arguments.model);
   constexpr int64_t kVocabulary = 256;  // speed is measured on random tokens; a byte vocabulary stands for any
   auto decoder = std::make_shared<Decoder>(kVocabulary, recipe["model"], arguments.model + ": model");
@@ -58,7 +60,7 @@ std::shared_ptr<Decoder> build_model(const BenchArguments& arguments) {
 
 struct Row {
   int64_t length;
-  double train = 0, prefill = 0, decode = 0;            // tokens/s
+  double train = 0, prefill = 0, decode = 0;             // tokens/s
   double train_mib = 0, prefill_mib = 0, state_kib = 0;  // above what was held before
 };
 
@@ -98,8 +100,8 @@ Row measure(Decoder& decoder, int64_t length, const BenchArguments& arguments) {
 }
 
 void print_table(const std::vector<Row>& rows) {
-  fmt::print("{:>8} {:>14} {:>14} {:>14} {:>12} {:>12} {:>12}\n", "length", "train tok/s", "prefill tok/s", "decode tok/s",
-             "train MiB", "prefill MiB", "state KiB");
+  fmt::print("{:>8} {:>14} {:>14} {:>14} {:>12} {:>12} {:>12}\n", "length", "train tok/s", "prefill tok/s",
+             "decode tok/s", "train MiB", "prefill MiB", "state KiB");
   for (const auto& r : rows) {
     fmt::print("{:>8} {:>14} {:>14} {:>14} {:>12.1f} {:>12.1f} {:>12.1f}\n", r.length, short_number(r.train),
                short_number(r.prefill), short_number(r.decode), r.train_mib, r.prefill_mib, r.state_kib);
@@ -131,7 +133,8 @@ void bench(const BenchArguments& arguments) {
     return;
   }
   fmt::print("{}: {} parameters, {} threads, batch 1, float32, median of {}\n", arguments.model,
-             short_number(static_cast<double>(decoder->parameter_count())), torch::get_num_threads(), arguments.repeats);
+             short_number(static_cast<double>(decoder->parameter_count())), torch::get_num_threads(),
+             arguments.repeats);
   print_table(rows);
 }
 
@@ -141,14 +144,16 @@ void add_bench_command(CLI::App& app) {
   auto arguments = std::make_shared<BenchArguments>();
   CLI::App* command =
       app.add_subcommand("bench", "Measure a model: training, prefill and decoding speed and memory over lengths");
-  command->footer("Examples:\n  seqloom bench recipes/scripture.toml --lengths 512,4096,32768\n"
-                  "  seqloom bench runs/scripture --json");
+  command->footer(
+      "Examples:\n  seqloom bench recipes/scripture.toml --lengths 512,4096,32768\n"
+      "  seqloom bench runs/scripture --json");
   command->add_option("MODEL", arguments->model, "a recipe (.toml) or a checkpoint")->required();
   command->add_option("--set", arguments->assignments, "change a key of the recipe");
   command->add_option("--lengths", arguments->lengths, "sequence lengths, comma separated")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  command->add_option("--decode", arguments->decode, "tokens to decode")->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  command->add_option("--decode", arguments->decode, "tokens to decode")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   command->add_option("--repeats", arguments->repeats, "runs of which the median counts")->check(CLI::Range(1, 1000));
   command->add_option("--threads", arguments->threads, "threads (default: all)")->check(CLI::Range(1, 1024));
   command->add_flag("--json", arguments->json, "print as JSON");

@@ -85,7 +85,8 @@ void add_generate_command(CLI::App& app) {
   SamplerOptions& sampler = arguments->sampler;
   command->add_option("CHECKPOINT", arguments->checkpoint, "a run's folder or checkpoint file")->required();
   command->add_option("--prompt", arguments->prompt, "the text to continue");
-  command->add_option("--tokens", arguments->tokens, "how many tokens to make")->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
+  command->add_option("--tokens", arguments->tokens, "how many tokens to make")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   command->add_option("--temperature", sampler.temperature, "0: always the likeliest token (default 1)");
   command->add_option("--top-k", sampler.top_k, "draw from the k likeliest tokens");
   command->add_option("--top-p", sampler.top_p, "draw from the likeliest tokens that hold this probability");

@@ -61,4 +61,6 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace seqloom
 
-int main(int argc, char** argv) { return seqloom::run(argc, argv); }
+int main(int argc, char** argv) {
+  return seqloom::run(argc, argv);
+}

@@ -16,7 +16,8 @@ Config forms(const std::string& name) {
   const auto mixer = make_mixer(kWidth, table, name);
   const bool streams = mixer->causal() && dynamic_cast<CausalMixer*>(mixer.get()) != nullptr;
   const bool scans = streams && dynamic_cast<ScannableMixer*>(mixer.get()) != nullptr;
-  return {{"extend", streams}, {"summarize", scans}, {"matrix", mixer->matrix(torch::zeros({1, 4, kWidth})).has_value()}};
+  return {
+      {"extend", streams}, {"summarize", scans}, {"matrix", mixer->matrix(torch::zeros({1, 4, kWidth})).has_value()}};
 }
 
 Config describe(const std::string& name) {
@@ -43,7 +44,8 @@ void list_mixers(bool json) {
     for (const auto& [form, present] : mixer["forms"].items()) {
       if (present.get<bool>()) has += ", " + form;
     }
-    fmt::print("{:<18} {}\n{:<18} [{}]\n", mixer["name"].get<std::string>(), mixer["about"].get<std::string>(), "", has);
+    fmt::print("{:<18} {}\n{:<18} [{}]\n", mixer["name"].get<std::string>(), mixer["about"].get<std::string>(), "",
+               has);
   }
   fmt::print("\nseqloom mixers show NAME lists a mixer's options.\n");
 }

@@ -52,7 +52,8 @@ void train(const TrainArguments& arguments) {
   const auto metrics = trainer.run(observer);
   fmt::print(stderr, "saved {}\n", checkpoint_file(out));
   if (arguments.json) {
-    fmt::print("{}\n", Config({{"checkpoint", checkpoint_file(out)}, {"step", trainer.step()}, {"metrics", metrics}}).dump());
+    fmt::print("{}\n",
+               Config({{"checkpoint", checkpoint_file(out)}, {"step", trainer.step()}, {"metrics", metrics}}).dump());
   }
 }
 

@@ -17,7 +17,8 @@ struct SamplerOptions {
     f.add("top_k", top_k, "draw from the k likeliest tokens, 0: from all").at_least(0);
     f.add("top_p", top_p, "draw from the likeliest tokens that hold this probability").greater_than(0).at_most(1);
     f.add("min_p", min_p, "drop tokens below this part of the likeliest one's probability").at_least(0).at_most(1);
-    f.add("repetition_penalty", repetition_penalty, "divides the positive logits of recent tokens, multiplies negative ones")
+    f.add("repetition_penalty", repetition_penalty,
+          "divides the positive logits of recent tokens, multiplies negative ones")
         .greater_than(0);
     f.add("seed", seed, "of the draws").at_least(0);
   }

@@ -25,7 +25,8 @@ void Session::read(const std::vector<int64_t>& tokens) {
   const auto total = static_cast<int64_t>(tokens.size());
   for (int64_t begin = 0; begin < total; begin += kChunk) {
     const int64_t count = std::min(kChunk, total - begin);
-    const Tensor ids = torch::tensor(torch::ArrayRef<int64_t>(tokens.data() + begin, count), torch::kInt64).unsqueeze(0);
+    const Tensor ids =
+        torch::tensor(torch::ArrayRef<int64_t>(tokens.data() + begin, count), torch::kInt64).unsqueeze(0);
     const Tensor hidden = model_->extend(ids, memory_);
     if (begin + count == total) logits_ = model_->logits(hidden.select(1, count - 1)).squeeze(0);
   }
@@ -60,11 +61,12 @@ void Session::load(const std::string& path) {
   if (id != metadata.end() && id->second != model_id_) {
     fail("{}: this state belongs to another model (id {}, this one is {})", path, id->second, model_id_);
   }
-  const Memory empty = stored(model_->empty_memory(1), torch::zeros({1, model_->vocabulary()}),
-                              torch::zeros({1, 0}, torch::kInt64));
+  const Memory empty =
+      stored(model_->empty_memory(1), torch::zeros({1, model_->vocabulary()}), torch::zeros({1, 0}, torch::kInt64));
   Memory state = load_memory(path, empty);
   const Tensor recent = state["recent"].flatten().contiguous();
-  if (recent.numel() > 0 && (recent.min().item<int64_t>() < 0 || recent.max().item<int64_t>() >= model_->vocabulary())) {
+  if (recent.numel() > 0 &&
+      (recent.min().item<int64_t>() < 0 || recent.max().item<int64_t>() >= model_->vocabulary())) {
     fail("{}: 'recent' holds tokens outside the vocabulary of {}", path, model_->vocabulary());
   }
   recent_.assign(recent.const_data_ptr<int64_t>(), recent.const_data_ptr<int64_t>() + recent.numel());

@@ -31,8 +31,8 @@ class Session {
   const Tensor& logits() const { return logits_; }  // [V], undefined before the first token
 
  private:
-  static constexpr int64_t kChunk = 512;    // tokens read at once
-  static constexpr size_t kRecent = 256;    // tokens that the repetition penalty looks back on
+  static constexpr int64_t kChunk = 512;  // tokens read at once
+  static constexpr size_t kRecent = 256;  // tokens that the repetition penalty looks back on
 
   std::shared_ptr<Decoder> model_;
   std::string model_id_;

@@ -2,8 +2,8 @@
 
 #include <set>
 
-#include "base/error.h"
 #include <fmt/ostream.h>
+#include "base/error.h"
 
 #include "base/fields.h"
 
@@ -135,7 +135,8 @@ torch::Tensor append(const torch::Tensor& cache, const torch::Tensor& fresh, int
     torch::Tensor all = torch::cat({cache, fresh.to(cache.scalar_type())}, dim);
     return keep < 0 ? all : all.narrow(dim, std::max<int64_t>(0, all.size(dim) - keep), std::min(keep, all.size(dim)));
   }
-  if (keep >= 0 && added >= keep) return fresh.narrow(dim, added - keep, keep).to(cache.scalar_type()).contiguous().clone();
+  if (keep >= 0 && added >= keep)
+    return fresh.narrow(dim, added - keep, keep).to(cache.scalar_type()).contiguous().clone();
   const int64_t kept = keep < 0 ? old_size : std::min(old_size, keep - added);
   // A cache made here is a view that begins somewhere in a buffer whose extent along `dim` is its capacity.
   const torch::Tensor buffer = cache._is_view() ? cache._base() : torch::Tensor();

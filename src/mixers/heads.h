@@ -18,10 +18,14 @@ inline int64_t head_width(int64_t width, double expand, int64_t heads, const cha
 }
 
 /// [B, T, H * K] -> [B, T, H, K].
-inline torch::Tensor split_heads(const torch::Tensor& x, int64_t heads) { return x.unflatten(-1, {heads, -1}); }
+inline torch::Tensor split_heads(const torch::Tensor& x, int64_t heads) {
+  return x.unflatten(-1, {heads, -1});
+}
 
 /// [B, T, H, V] -> [B, T, H * V].
-inline torch::Tensor merge_heads(const torch::Tensor& x) { return x.flatten(-2); }
+inline torch::Tensor merge_heads(const torch::Tensor& x) {
+  return x.flatten(-2);
+}
 
 inline torch::nn::Linear linear(int64_t in, int64_t out, bool bias) {
   return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));

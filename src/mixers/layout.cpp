@@ -7,7 +7,9 @@
 namespace seqloom {
 namespace {
 
-torch::Tensor row_lengths(const torch::Tensor& offsets) { return offsets.diff(); }
+torch::Tensor row_lengths(const torch::Tensor& offsets) {
+  return offsets.diff();
+}
 
 torch::Tensor keep_first(const torch::Tensor& lengths, int64_t tokens) {
   return torch::arange(tokens, lengths.options()).unsqueeze(0) < lengths.unsqueeze(1);
@@ -68,6 +70,8 @@ torch::Tensor Layout::pack(const torch::Tensor& x) const {
   return x.index({keep_first(row_lengths(offsets_), x.size(1))}).unsqueeze(0);
 }
 
-Layout Layout::unpacked() const { return padded(row_lengths(offsets_)); }
+Layout Layout::unpacked() const {
+  return padded(row_lengths(offsets_));
+}
 
 }  // namespace seqloom

@@ -46,7 +46,9 @@ LinearAttention::Projected LinearAttention::project(const Tensor& x, const Layou
   return p;
 }
 
-Tensor LinearAttention::finish(const Tensor& o) { return o_proj_(merge_heads(norm_ ? norm_->forward(o) : o)); }
+Tensor LinearAttention::finish(const Tensor& o) {
+  return o_proj_(merge_heads(norm_ ? norm_->forward(o) : o));
+}
 
 Tensor LinearAttention::read(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v] = project(x, pass.layout);

@@ -11,8 +11,9 @@ namespace {
 
 /// softplus^-1 of step sizes drawn log-uniformly from [dt_min, dt_max].
 Tensor initial_step_bias(int64_t channels, const MambaOptions& o) {
-  const Tensor dt =
-      (torch::rand({channels}) * (std::log(o.dt_max) - std::log(o.dt_min)) + std::log(o.dt_min)).exp().clamp_min(o.dt_init_floor);
+  const Tensor dt = (torch::rand({channels}) * (std::log(o.dt_max) - std::log(o.dt_min)) + std::log(o.dt_min))
+                        .exp()
+                        .clamp_min(o.dt_init_floor);
   return dt + (-(-dt).expm1()).log();
 }
 
@@ -40,7 +41,9 @@ Mamba::Mamba(int64_t width, const Options& options)
   dt_proj_->bias.copy_(initial_step_bias(inner_, options));
 }
 
-Tensor Mamba::A() const { return -ops::widened(A_log_).exp(); }
+Tensor Mamba::A() const {
+  return -ops::widened(A_log_).exp();
+}
 
 Memory Mamba::empty_memory(int64_t batch) const {
   Memory memory;
@@ -62,7 +65,8 @@ Mamba::Selected Mamba::select(const Tensor& x, Memory& memory, const Layout& lay
   // dt_proj's bias is added inside the scan, in float32
   s.delta = torch::linear(parts[0], dt_proj_->weight);
   s.positive = keep.defined();
-  if (s.positive) s.delta = step_size({{}, {}, s.delta, {}, {}, false}) * keep.unsqueeze(-1);  // no time passes at padding
+  if (s.positive)
+    s.delta = step_size({{}, {}, s.delta, {}, {}, false}) * keep.unsqueeze(-1);  // no time passes at padding
   return s;
 }
 
@@ -76,8 +80,8 @@ std::pair<Tensor, Tensor> Mamba::scan(const Selected& s, bool gated, const Tenso
   const std::optional<Tensor> z = gated ? std::make_optional(channels_first(s.z)) : std::nullopt;
   const std::optional<Tensor> bias = s.positive ? std::nullopt : std::make_optional(dt_proj_->bias);
   const auto [y, state] =
-      ops::selective_scan(channels_first(s.u), channels_first(s.delta), A(), channels_first(s.B), channels_first(s.C), D_,
-                          z, bias, /*delta_softplus=*/!s.positive, initial_state);
+      ops::selective_scan(channels_first(s.u), channels_first(s.delta), A(), channels_first(s.B), channels_first(s.C),
+                          D_, z, bias, /*delta_softplus=*/!s.positive, initial_state);
   return {channels_first(y), state};
 }
 
@@ -119,7 +123,8 @@ Memory Mamba::element(const Tensor& x, Memory& memory) {
   const Selected s = select(x, memory, Layout());
   Memory element;
   element["log_decay"] = A() * step_size(s).sum(1).unsqueeze(-1);
-  element["ssm"] = scan(s, /*gated=*/false, torch::zeros({x.size(0), inner_, options_.d_state}, state_options())).second;
+  element["ssm"] =
+      scan(s, /*gated=*/false, torch::zeros({x.size(0), inner_, options_.d_state}, state_options())).second;
   return element;
 }
 

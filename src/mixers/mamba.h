@@ -36,8 +36,9 @@ class Mamba final : public ScannableMixer {
   using Options = MambaOptions;
   static constexpr const char* about =
       "h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t with delta, B, C from the token (Gu & Dao 2023)";
-  static constexpr const char* trials[] = {"d_state = 4", "d_state = 3\nd_conv = 3\nexpand = 1\ndt_rank = 4\nconv_bias = false\nbias = true",
-                                           "d_state = 2\nd_conv = 1"};
+  static constexpr const char* trials[] = {
+      "d_state = 4", "d_state = 3\nd_conv = 3\nexpand = 1\ndt_rank = 4\nconv_bias = false\nbias = true",
+      "d_state = 2\nd_conv = 1"};
 
   Mamba(int64_t width, const Options& options);
 

@@ -86,8 +86,8 @@ Summary ScannableMixer::summarize(const Tensor& x) {
   summary["head"] = x.narrow(1, 0, head);
   Memory local = empty_memory(x.size(0));
   if (head > 0) element(summary["head"], local);  // only for the context that it leaves
-  summary.child("element") = head < x.size(1) ? counted_element(x.narrow(1, head, x.size(1) - head), local)
-                                              : identity_element(x.size(0));
+  summary.child("element") =
+      head < x.size(1) ? counted_element(x.narrow(1, head, x.size(1) - head), local) : identity_element(x.size(0));
   copy_context(context(), local, summary.child("tail"));
   return summary;
 }
@@ -106,8 +106,9 @@ Summary ScannableMixer::combine(const Summary& left, const Summary& right) {
   const Tensor still = right_head.narrow(1, 0, stay);
   both["head"] = torch::cat({left.at("head").to(still.scalar_type()), still}, 1);
   if (stay > 0) element(still, local);
-  Memory front = known > 0 ? counted_combine(left.child("element"), counted_element(right_head.narrow(1, stay, known), local))
-                           : counted_combine(left.child("element"), identity_element(batch));
+  Memory front = known > 0
+                     ? counted_combine(left.child("element"), counted_element(right_head.narrow(1, stay, known), local))
+                     : counted_combine(left.child("element"), identity_element(batch));
   both.child("element") = counted_combine(front, right.child("element"));
   copy_context(context(), right.tokens >= reach() ? right.child("tail") : local, both.child("tail"));
   return both;

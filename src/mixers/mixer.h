@@ -17,9 +17,9 @@ using torch::Tensor;
 
 /// A linear-in-its-values mixer taken apart: y = finish(matrix @ values).
 struct MatrixForm {
-  Tensor matrix;                                 // [B, H, T, T]
-  Tensor values;                                 // [B, H, T, V]
-  std::function<Tensor(const Tensor&)> finish;   // [B, H, T, V] -> [B, T, D]
+  Tensor matrix;                                // [B, H, T, T]
+  Tensor values;                                // [B, H, T, V]
+  std::function<Tensor(const Tensor&)> finish;  // [B, H, T, V] -> [B, T, D]
 };
 
 /// Mixes tokens along T: x [B, T, D] -> y [B, T, D]. The base of every token mixer.
@@ -113,11 +113,11 @@ class ScannableMixer : public CausalMixer {
 
 /// What the registry knows of a mixer: enough to build, document, test and benchmark it.
 struct MixerEntry {
-  std::string about;                      // the idea in a line, with its source
-  std::function<Fields()> fields;         // the options with their defaults; the values live as long as the program
+  std::string about;               // the idea in a line, with its source
+  std::function<Fields()> fields;  // the options with their defaults; the values live as long as the program
   /// `where` names the table's place in messages, "recipe.toml: model.layers.0.mixer".
   std::function<std::shared_ptr<Mixer>(int64_t width, const Config& table, const std::string& where)> make;
-  std::vector<std::string> trials;        // TOML option lines that tests and benchmarks run at small widths
+  std::vector<std::string> trials;  // TOML option lines that tests and benchmarks run at small widths
   /// Options for a conformance case, from its config and the shapes of its parameters.
   std::function<Config(Config config, const std::map<std::string, std::vector<int64_t>>& shapes)> from_case;
 };
@@ -158,7 +158,8 @@ MixerEntry describe_mixer() {
   return entry;
 }
 
-#define SEQLOOM_REGISTER_MIXER(name, Class) \
-  [[maybe_unused]] static const bool registered_##Class = ::seqloom::mixers().add(name, ::seqloom::describe_mixer<Class>())
+#define SEQLOOM_REGISTER_MIXER(name, Class)               \
+  [[maybe_unused]] static const bool registered_##Class = \
+      ::seqloom::mixers().add(name, ::seqloom::describe_mixer<Class>())
 
 }  // namespace seqloom

@@ -44,7 +44,8 @@ class Checkpoint : public torch::autograd::Function<Checkpoint> {
 }  // namespace
 
 torch::Tensor checkpointed(Run run, const torch::Tensor& x) {
-  return Checkpoint::apply(x, c10::make_intrusive<RunHolder>(std::move(run), at::autocast::is_autocast_enabled(at::kCPU)));
+  return Checkpoint::apply(x,
+                           c10::make_intrusive<RunHolder>(std::move(run), at::autocast::is_autocast_enabled(at::kCPU)));
 }
 
 }  // namespace seqloom

@@ -1,7 +1,7 @@
 #include "models/decoder.h"
 
-#include <cmath>
 #include <fmt/ostream.h>
+#include <cmath>
 
 #include "blocks/positions.h"
 #include "models/checkpointing.h"
@@ -19,8 +19,8 @@ Decoder::Decoder(int64_t vocabulary, const Config& table, const std::string& whe
     torch::nn::init::normal_(position_->weight, 0, 0.02);
   }
   add_layers(options_.layers, where + ".layers");
-  final_norm_ = register_module("final_norm",
-                                std::make_shared<Norm>(options_.residual.norm, width, options_.residual.norm_eps));
+  final_norm_ =
+      register_module("final_norm", std::make_shared<Norm>(options_.residual.norm, width, options_.residual.norm_eps));
   if (!options_.tied) {
     head_ = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(width, vocabulary).bias(false)));
     torch::nn::init::normal_(head_->weight, 0, 0.02);
@@ -76,8 +76,8 @@ Tensor Decoder::embed(const Tensor& ids, int64_t first_position, const Tensor& p
   }
   Tensor x = embedding_(ids);
   if (options_.position == "none") return x;
-  const Tensor at = positions.defined() ? positions
-                                        : torch::arange(first_position, first_position + ids.size(1), ids.options());
+  const Tensor at =
+      positions.defined() ? positions : torch::arange(first_position, first_position + ids.size(1), ids.options());
   if (options_.position == "sinusoidal") return x + sinusoidal_at(at, options_.width).to(x.scalar_type());
   if (at.max().item<int64_t>() >= options_.max_length) {
     misuse("position {} is beyond model.max_length = {}", at.max().item<int64_t>(), options_.max_length);
@@ -91,8 +91,10 @@ Tensor Decoder::hidden(const Tensor& ids, Pass& pass) {
   const size_t losses = pass.losses.size();
   for (const auto& layer : layers_) {
     // by value: the block runs again in the backward pass, when this pass is gone
-    x = checkpointing ? checkpointed([layer, again = pass](const Tensor& input) mutable { return layer->forward(input, again); }, x)
-                      : layer->forward(x, pass);
+    x = checkpointing
+            ? checkpointed([layer, again = pass](const Tensor& input) mutable { return layer->forward(input, again); },
+                           x)
+            : layer->forward(x, pass);
   }
   if (checkpointing && pass.losses.size() != losses) {
     misuse("a layer adds an auxiliary loss: train it with train.checkpoint_activations = false");
@@ -107,14 +109,16 @@ Tensor Decoder::logits(const Tensor& hidden) {
 Tensor Decoder::extend(const Tensor& ids, Memory& memory) {
   Tensor x = embed(ids, memory.tokens, {});
   Pass pass;
-  for (size_t i = 0; i < layers_.size(); ++i) x = layers_[i]->extend(x, memory.child("layers").child(std::to_string(i)), pass);
+  for (size_t i = 0; i < layers_.size(); ++i)
+    x = layers_[i]->extend(x, memory.child("layers").child(std::to_string(i)), pass);
   memory.tokens += ids.size(1);
   return final_norm_->forward(x);
 }
 
 Memory Decoder::empty_memory(int64_t batch) const {
   Memory memory;
-  for (size_t i = 0; i < layers_.size(); ++i) memory.child("layers").child(std::to_string(i)) = layers_[i]->empty_memory(batch);
+  for (size_t i = 0; i < layers_.size(); ++i)
+    memory.child("layers").child(std::to_string(i)) = layers_[i]->empty_memory(batch);
   return memory;
 }
 

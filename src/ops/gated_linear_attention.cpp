@@ -24,8 +24,8 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std::
   }
   const std::vector<int64_t> state_shape = {q.size(0), q.size(2), q.size(3), v.size(3)};
   if (state && state->sizes() != torch::IntArrayRef(state_shape)) {
-    misuse("gated_linear_attention: the initial state is {}, expected [B, H, K, V] = {}",
-           fmt::streamed(state->sizes()), fmt::streamed(torch::IntArrayRef(state_shape)));
+    misuse("gated_linear_attention: the initial state is {}, expected [B, H, K, V] = {}", fmt::streamed(state->sizes()),
+           fmt::streamed(torch::IntArrayRef(state_shape)));
   }
 }
 

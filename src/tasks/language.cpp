@@ -13,7 +13,9 @@ namespace {
 
 constexpr const char* kTokenizerFile = "tokenizer.json";
 
-std::string cache_path(const std::string& data) { return data + ".tokens"; }
+std::string cache_path(const std::string& data) {
+  return data + ".tokens";
+}
 
 /// Next-token prediction on a text file.
 class LanguageTask final : public Task {
@@ -48,7 +50,8 @@ class LanguageTask final : public Task {
     }
     Pass pass;
     const torch::Tensor logits = decoder_->logits(decoder_->hidden(rows.narrow(1, 0, options_.context), pass));
-    torch::Tensor loss = torch::nn::functional::cross_entropy(logits.flatten(0, 1), rows.narrow(1, 1, options_.context).flatten());
+    torch::Tensor loss =
+        torch::nn::functional::cross_entropy(logits.flatten(0, 1), rows.narrow(1, 1, options_.context).flatten());
     for (const auto& extra : pass.losses) loss = loss + extra;
     return loss;
   }
@@ -74,13 +77,18 @@ class LanguageTask final : public Task {
 };
 
 const bool registered = tasks().add(
-    "language", {"predict the next token of a text; metric: bits per byte on held-out text",
-                 [](const Config& recipe, const std::string& name) { return std::make_unique<LanguageTask>(recipe, name); }});
+    "language",
+    {"predict the next token of a text; metric: bits per byte on held-out text",
+     [](const Config& recipe, const std::string& name) { return std::make_unique<LanguageTask>(recipe, name); }});
 
 }  // namespace
 
-double TextScore::bits_per_byte() const { return nats / std::numbers::ln2 / static_cast<double>(bytes); }
-double TextScore::perplexity() const { return std::exp(nats / static_cast<double>(tokens)); }
+double TextScore::bits_per_byte() const {
+  return nats / std::numbers::ln2 / static_cast<double>(bytes);
+}
+double TextScore::perplexity() const {
+  return std::exp(nats / static_cast<double>(tokens));
+}
 
 TextScore score_text(Decoder& decoder, const Tokenizer& tokenizer, const TokenFile& text, int64_t begin, int64_t end,
                      int64_t context, const std::function<void(int64_t)>& progress) {
@@ -98,7 +106,8 @@ TextScore score_text(Decoder& decoder, const Tokenizer& tokenizer, const TokenFi
                       .item<double>();
     score.tokens += count;
     for (int64_t t = 0; t < count; ++t) {
-      score.bytes += static_cast<int64_t>(tokenizer.token_bytes(static_cast<int32_t>(row[0][t + 1].item<int64_t>())).size());
+      score.bytes +=
+          static_cast<int64_t>(tokenizer.token_bytes(static_cast<int32_t>(row[0][t + 1].item<int64_t>())).size());
     }
     progress(score.tokens);
   }
@@ -116,7 +125,8 @@ LanguageModel load_language_model(const std::string& path) {
   loaded.options = read_options<LanguageOptions>(recipe["task"], loaded.checkpoint.path + ": task", {"kind"});
   const auto& attached = loaded.checkpoint.attachments;
   const auto file = attached.find(kTokenizerFile);
-  loaded.tokenizer = file == attached.end() ? make_tokenizer("bytes") : parse_tokenizer(file->second, path + ": tokenizer.json");
+  loaded.tokenizer =
+      file == attached.end() ? make_tokenizer("bytes") : parse_tokenizer(file->second, path + ": tokenizer.json");
   loaded.decoder = std::make_shared<Decoder>(loaded.tokenizer->vocabulary(), recipe.value("model", Config()),
                                              loaded.checkpoint.path + ": model");
   load_model(loaded.checkpoint, *loaded.decoder);

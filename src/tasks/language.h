@@ -37,12 +37,13 @@ LanguageModel load_language_model(const std::string& path);
 
 /// How well a decoder predicts tokens [begin, end) of a text, read in rows of `context` tokens.
 struct TextScore {
-  double nats = 0;          // summed over predicted tokens
+  double nats = 0;  // summed over predicted tokens
   int64_t tokens = 0, bytes = 0;
   double bits_per_byte() const;
   double perplexity() const;
 };
-TextScore score_text(Decoder& decoder, const Tokenizer& tokenizer, const TokenFile& text, int64_t begin, int64_t end,
-                     int64_t context, const std::function<void(int64_t done)>& progress = [](int64_t) {});
+TextScore score_text(
+    Decoder& decoder, const Tokenizer& tokenizer, const TokenFile& text, int64_t begin, int64_t end, int64_t context,
+    const std::function<void(int64_t done)>& progress = [](int64_t) {});
 
 }  // namespace seqloom

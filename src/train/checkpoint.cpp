@@ -1,8 +1,8 @@
 #include "train/checkpoint.h"
 
-#include <filesystem>
 #include <fmt/ostream.h>
 #include <fmt/ranges.h>
+#include <filesystem>
 
 #include "base/error.h"
 #include "base/random.h"
@@ -73,11 +73,13 @@ void load_model(const Checkpoint& checkpoint, torch::nn::Module& model) {
       problems.push_back(fmt::format("'{}' is missing", name));
     } else if (torch::IntArrayRef(found->second.shape) != tensor.sizes()) {
       problems.push_back(fmt::format("'{}' is {}, the model has {}", name,
-                                     fmt::streamed(torch::IntArrayRef(found->second.shape)), fmt::streamed(tensor.sizes())));
+                                     fmt::streamed(torch::IntArrayRef(found->second.shape)),
+                                     fmt::streamed(tensor.sizes())));
     }
   }
   for (const auto& [name, info] : file.tensors()) {
-    if (name.rfind("model.", 0) == 0 && wanted.count(name) == 0) problems.push_back(fmt::format("'{}' is unknown", name));
+    if (name.rfind("model.", 0) == 0 && wanted.count(name) == 0)
+      problems.push_back(fmt::format("'{}' is unknown", name));
   }
   if (!problems.empty()) fail("{}: does not fit the model: {}", checkpoint.path, fmt::join(problems, "; "));
   torch::NoGradGuard no_grad;

@@ -12,7 +12,7 @@ namespace seqloom {
 /// A training run at rest: one safetensors file that carries everything needed to use the model or to go on training.
 /// Tensors "model.NAME" and, for going on, "optimizer.NAME.{exp_avg,exp_avg_sq}".
 struct Checkpoint {
-  std::string path;   // the file
+  std::string path;  // the file
   Config recipe;
   int64_t step = 0;
   std::map<std::string, std::string> attachments;

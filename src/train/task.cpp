@@ -24,7 +24,8 @@ std::unique_ptr<Task> make_task(const Config& recipe, const std::string& name) {
   }
   const auto kind = task["kind"].get<std::string>();
   if (!tasks().contains(kind)) {
-    misuse("{}: task.kind = \"{}\": there is no such task; there are: {}", name, kind, fmt::join(tasks().names(), ", "));
+    misuse("{}: task.kind = \"{}\": there is no such task; there are: {}", name, kind,
+           fmt::join(tasks().names(), ", "));
   }
   return tasks().get(kind).make(recipe, name);
 }

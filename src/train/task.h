@@ -18,8 +18,8 @@ class Task {
   virtual ~Task() = default;
 
   virtual torch::nn::Module& model() = 0;
-  /// The training loss of micro-batch number `index`, a scalar with a graph. Must be a function of the recipe and `index`
-  /// alone, so that a resumed run sees the data of an unbroken one.
+  /// The training loss of micro-batch number `index`, a scalar with a graph. Must be a function of the recipe and
+  /// `index` alone, so that a resumed run sees the data of an unbroken one.
   virtual torch::Tensor loss(int64_t index) = 0;
   virtual int64_t tokens_per_batch() const = 0;
   /// Metrics on held-out data by name. Called without gradients.

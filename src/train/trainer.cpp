@@ -51,8 +51,8 @@ std::unique_ptr<torch::optim::AdamW> make_optimizer(Task& task, const TrainOptio
   std::vector<torch::optim::OptimizerParamGroup> groups;
   groups.emplace_back(decaying, std::make_unique<torch::optim::AdamWOptions>(
                                     torch::optim::AdamWOptions(options).weight_decay(o.weight_decay)));
-  groups.emplace_back(constant,
-                      std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(options).weight_decay(0)));
+  groups.emplace_back(
+      constant, std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(options).weight_decay(0)));
   return std::make_unique<torch::optim::AdamW>(groups, options);
 }
 
@@ -213,7 +213,8 @@ void Trainer::restore() {
     adam->exp_avg(file.load(prefix + ".exp_avg"));
     adam->exp_avg_sq(file.load(prefix + ".exp_avg_sq"));
     adam->step(file.load(prefix + ".step").item<int64_t>());
-    if (adam->exp_avg().sizes() != parameter.value().sizes() || adam->exp_avg_sq().sizes() != parameter.value().sizes()) {
+    if (adam->exp_avg().sizes() != parameter.value().sizes() ||
+        adam->exp_avg_sq().sizes() != parameter.value().sizes()) {
       fail("{}: the optimiser's state of '{}' has another shape than the parameter", saved.path, parameter.key());
     }
     optimizer_->state()[parameter.value().unsafeGetTensorImpl()] = std::move(adam);

@@ -12,7 +12,8 @@ namespace seqloom {
 
 struct TrainOptions {
   int64_t steps = 1000, batch = 16, accumulate = 1, warmup = 0;
-  double learning_rate = 1e-3, final_factor = 0.1, weight_decay = 0.01, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, clip = 1.0;
+  double learning_rate = 1e-3, final_factor = 0.1, weight_decay = 0.01, beta1 = 0.9, beta2 = 0.95, eps = 1e-8,
+         clip = 1.0;
   std::string schedule = "cosine", precision = "float32";
   bool checkpoint_activations = false;
   int64_t eval_every = 0, save_every = 0, seed = 0;

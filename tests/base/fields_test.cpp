@@ -36,7 +36,8 @@ std::string error_of(const Config& table) {
 }
 
 TEST(Fields, ReadsValuesAndKeepsDefaults) {
-  const auto o = read_options<Options>({{"num_heads", 8}, {"window", 16}, {"position", "rope"}, {"decay", 0.25}}, "here");
+  const auto o =
+      read_options<Options>({{"num_heads", 8}, {"window", 16}, {"position", "rope"}, {"decay", 0.25}}, "here");
   EXPECT_EQ(o.heads, 8);
   EXPECT_EQ(o.window, 16);
   EXPECT_EQ(o.position, "rope");
@@ -58,7 +59,8 @@ TEST(Fields, ErrorsNamePlaceKeyValueAndExpectation) {
   EXPECT_EQ(error_of({{"decay", 1.0}}), "r.toml: model.mixer.decay = 1: expected a value > 0 and < 1 (forgetting)");
   EXPECT_EQ(error_of({{"causal", 1}}), "r.toml: model.mixer.causal = 1: expected true or false");
   EXPECT_EQ(error_of({{"position", "ropes"}}), "r.toml: model.mixer.position = \"ropes\": expected one of none, rope");
-  EXPECT_EQ(error_of({{"betas", Config::array({0.5, -1})}}), "r.toml: model.mixer.betas = -1: expected a value >= 0 (momenta)");
+  EXPECT_EQ(error_of({{"betas", Config::array({0.5, -1})}}),
+            "r.toml: model.mixer.betas = -1: expected a value >= 0 (momenta)");
   EXPECT_EQ(error_of(Config::array()), "r.toml: model.mixer = []: expected a table");
   EXPECT_NE(error_of({{"head", 3}}).find("did you mean 'heads'?"), std::string::npos);
   EXPECT_NE(error_of({{"heads", 18446744073709551615ULL}}).find("63 bits"), std::string::npos);

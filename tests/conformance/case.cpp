@@ -30,12 +30,13 @@ std::pair<double, bool> compare(const Tensor& got, const Tensor& want, double rt
   const Tensor error = (a - b).abs();
   const bool same = a.isfinite().equal(b.isfinite());
   const Tensor finite = torch::where(b.isfinite(), error, torch::zeros_like(error));
-  const bool close = same && (finite <= atol + rtol * torch::where(b.isfinite(), b.abs(), torch::zeros_like(b))).all().item<bool>();
+  const bool close =
+      same && (finite <= atol + rtol * torch::where(b.isfinite(), b.abs(), torch::zeros_like(b))).all().item<bool>();
   return {finite.max().item<double>(), close};
 }
 
-void compare_all(const std::string& kind, const TensorMap& wanted, const std::function<Tensor(const std::string&)>& find,
-                 const Case& golden, Result& result) {
+void compare_all(const std::string& kind, const TensorMap& wanted,
+                 const std::function<Tensor(const std::string&)>& find, const Case& golden, Result& result) {
   for (const auto& [name, want] : wanted) {
     const Tensor got = find(name);
     std::string problem;

@@ -22,7 +22,8 @@ std::vector<std::string> case_files(const std::vector<std::string>& places) {
       files.push_back(place);
     } else if (fs::is_directory(place)) {
       for (const auto& entry : fs::recursive_directory_iterator(place)) {
-        if (entry.is_regular_file() && entry.path().extension() == ".safetensors") files.push_back(entry.path().string());
+        if (entry.is_regular_file() && entry.path().extension() == ".safetensors")
+          files.push_back(entry.path().string());
       }
     } else {
       std::fprintf(stderr, "%s: no such folder: nothing to check there\n", place.c_str());
@@ -34,9 +35,12 @@ std::vector<std::string> case_files(const std::vector<std::string>& places) {
 
 const char* word(Result::Verdict verdict) {
   switch (verdict) {
-    case Result::Verdict::kPass: return "pass";
-    case Result::Verdict::kFail: return "FAIL";
-    default: return "unsupported";
+    case Result::Verdict::kPass:
+      return "pass";
+    case Result::Verdict::kFail:
+      return "FAIL";
+    default:
+      return "unsupported";
   }
 }
 
@@ -75,9 +79,10 @@ Result check_file(const std::string& path, std::string& name, bool strict) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Checks golden vectors (seqloom-case-1) against this engine.\n\n"
-               "  seqloom-conformance tests/cases\n"
-               "  seqloom-conformance --strict --json results.json tests/cases/mixer.gla");
+  CLI::App app(
+      "Checks golden vectors (seqloom-case-1) against this engine.\n\n"
+      "  seqloom-conformance tests/cases\n"
+      "  seqloom-conformance --strict --json results.json tests/cases/mixer.gla");
   std::vector<std::string> places;
   std::string json;
   bool strict = false;
@@ -101,7 +106,8 @@ int main(int argc, char** argv) {
                                           {"failed", tally.failed},
                                           {"skipped", tally.skipped},
                                           {"cases", tally.results}})
-                                      .dump(1) + "\n");
+                                          .dump(1) +
+                                      "\n");
     }
     fmt::print("{} passed, {} failed, {} skipped\n", tally.passed, tally.failed, tally.skipped);
     return tally.failed == 0 ? 0 : 1;

@@ -25,7 +25,8 @@ std::shared_ptr<Mixer> build(Case& golden) {
 void load_parameters(Case& golden, Mixer& mixer) {
   auto own = mixer.named_parameters();
   for (const auto& parameter : own) {
-    if (golden.param.count(parameter.key()) == 0) fail("the mixer has a parameter '{}', the case has none", parameter.key());
+    if (golden.param.count(parameter.key()) == 0)
+      fail("the mixer has a parameter '{}', the case has none", parameter.key());
   }
   const torch::NoGradGuard no_grad;
   for (auto& [name, tensor] : golden.param) {

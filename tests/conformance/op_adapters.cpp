@@ -12,7 +12,9 @@ namespace {
 
 using torch::Tensor;
 
-bool flag(const Case& golden, const char* key) { return golden.config.value(key, false); }
+bool flag(const Case& golden, const char* key) {
+  return golden.config.value(key, false);
+}
 
 std::optional<Tensor> complex(const std::optional<Tensor>& pairs) {
   return pairs ? std::make_optional(torch::view_as_complex(pairs->contiguous())) : std::nullopt;
@@ -31,7 +33,8 @@ TensorMap selective_scan(Case& c) {
 
 TensorMap causal_conv1d(Case& c) {
   const Config activation = c.config.value("activation", Config());
-  if (!activation.is_null() && activation != "silu" && activation != "swish") throw Unsupported("activation " + activation.dump());
+  if (!activation.is_null() && activation != "silu" && activation != "swish")
+    throw Unsupported("activation " + activation.dump());
   const auto [y, state] = ops::causal_conv1d(c.input("x"), c.param.at("weight"), c.optional_param("bias"),
                                              c.optional_input("initial_state"), !activation.is_null());
   return {{"y", y}, {"state", state}};
@@ -50,8 +53,8 @@ TensorMap affine_scan(Case& c) {
 TensorMap gated_linear_attention(Case& c) {
   const double scale = c.config.at("scale").get<double>();
   if (!flag(c, "normalize")) {
-    const auto [y, S] = ops::gated_linear_attention(c.input("q"), c.input("k"), c.input("v"), c.optional_input("g"), scale,
-                                                    c.optional_input("state.S"));
+    const auto [y, S] = ops::gated_linear_attention(c.input("q"), c.input("k"), c.input("v"), c.optional_input("g"),
+                                                    scale, c.optional_input("state.S"));
     return {{"y", y}, {"state.S", S}};
   }
   const auto [y, S, z] = ops::normalized_gated_linear_attention(

@@ -88,7 +88,8 @@ TEST_P(Laws, Causality) {
   Tensor other = x.clone();
   other.narrow(1, 20, kTokens - 20).normal_();
   // equal up to the order of summation, which may follow the values' strength of decay
-  expect_close(mixer->forward(other).narrow(1, 0, 20), mixer->forward(x).narrow(1, 0, 20), "outputs before the change", 1e-5);
+  expect_close(mixer->forward(other).narrow(1, 0, 20), mixer->forward(x).narrow(1, 0, 20), "outputs before the change",
+               1e-5);
 }
 
 TEST_P(Laws, Combine) {
@@ -119,7 +120,8 @@ TEST_P(Laws, Combine) {
 TEST_P(Laws, Snapshot) {
   if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
   const torch::NoGradGuard no_grad;
-  const std::string path = (std::filesystem::temp_directory_path() / fmt::format("seqloom_laws_{}.safetensors", getpid())).string();
+  const std::string path =
+      (std::filesystem::temp_directory_path() / fmt::format("seqloom_laws_{}.safetensors", getpid())).string();
   Memory memory = read_all(*causal, part(0, 20));
   save_memory(path, memory, {});
   Memory loaded = load_memory(path, causal->empty_memory(kBatch));
@@ -137,7 +139,8 @@ TEST_P(Laws, Rows) {
   Memory swapped = both.select_rows(torch::tensor({1, 0, 1}));
   const Tensor y = causal->extend(part(20, kTokens), both);
   const Tensor rows = torch::tensor({1, 0, 1});
-  expect_close(causal->extend(part(20, kTokens).index_select(0, rows), swapped), y.index_select(0, rows), "selected rows", 1e-5);
+  expect_close(causal->extend(part(20, kTokens).index_select(0, rows), swapped), y.index_select(0, rows),
+               "selected rows", 1e-5);
 }
 
 TEST_P(Laws, GradientOfReference) {
@@ -171,7 +174,8 @@ TEST_P(Laws, GradientOfFusedKernels) {
   leaves.push_back(input);
   const auto gradients = [&](bool fused) {
     ops::set_fused_enabled(fused);
-    const auto result = torch::autograd::grad({(mixer->forward(input) * cotangent).sum()}, leaves, {}, false, false, true);
+    const auto result =
+        torch::autograd::grad({(mixer->forward(input) * cotangent).sum()}, leaves, {}, false, false, true);
     ops::set_fused_enabled(true);
     return result;
   };

@@ -1,0 +1,78 @@
+#include "io/safetensors.h"
+
+#include <cstring>
+
+#include "base/error.h"
+#include "base/fields.h"
+#include "io/atomic_file.h"
+
+namespace seqloom {
+namespace {
+
+const std::map<std::string, torch::ScalarType>& types() {
+  static const std::map<std::string, torch::ScalarType> table = {
+      {"F64", torch::kFloat64}, {"F32", torch::kFloat32}, {"F16", torch::kFloat16}, {"BF16", torch::kBFloat16},
+      {"I64", torch::kInt64},   {"I32", torch::kInt32},   {"I16", torch::kInt16},   {"I8", torch::kInt8},
+      {"U8", torch::kUInt8},    {"BOOL", torch::kBool}};
+  return table;
+}
+
+std::string type_name(torch::ScalarType type) {
+  for (const auto& [name, known] : types()) {
+    if (known == type) return name;
+  }
+  misuse("a tensor of type {} cannot be written to safetensors", toString(type));
+}
+
+}  // namespace
+
+Safetensors::Safetensors(const std::string& path)
+    : path_(path), file_(path), header_(parse_safetensors_header(file_.bytes(), path)) {}
+
+torch::Tensor Safetensors::load(const std::string& name) const {
+  const auto found = header_.tensors.find(name);
+  if (found == header_.tensors.end()) fail("{}: there is no tensor '{}'", path_, name);
+  const TensorInfo& info = found->second;
+  const auto type = types().find(info.dtype);
+  if (type == types().end()) fail("{}: tensor '{}' has type {}, which cannot be loaded", path_, name, info.dtype);
+  torch::Tensor tensor = torch::empty(info.shape, type->second);
+  const std::byte* source = file_.bytes().data() + header_.data_start + info.begin;
+  if (info.dtype == "BOOL") {
+    // any other byte than 0 and 1 in a bool is undefined behaviour
+    tensor.copy_(torch::from_blob(const_cast<std::byte*>(source), info.shape, torch::kUInt8).ne(0));
+  } else if (info.end > info.begin) {
+    std::memcpy(tensor.data_ptr(), source, info.end - info.begin);
+  }
+  return tensor;
+}
+
+TensorMap Safetensors::load_all() const {
+  TensorMap all;
+  for (const auto& [name, info] : header_.tensors) all[name] = load(name);
+  return all;
+}
+
+void save_safetensors(const std::string& path, const TensorMap& tensors, const Metadata& metadata) {
+  std::vector<torch::Tensor> data;
+  Config header = Config::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  uint64_t at = 0;
+  for (const auto& [name, tensor] : tensors) {
+    data.push_back(tensor.detach().to(torch::kCPU).contiguous());
+    header[name] = {{"dtype", type_name(tensor.scalar_type())},
+                    {"shape", tensor.sizes().vec()},
+                    {"data_offsets", {at, at + data.back().nbytes()}}};
+    at += data.back().nbytes();
+  }
+  std::string text = header.dump();
+  text.append((8 - text.size() % 8) % 8, ' ');  // tensors begin at a multiple of 8
+  std::string length(8, '\0');
+  for (size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(text.size() >> (8 * i) & 0xff);
+  AtomicFile file(path);
+  file.write(length);
+  file.write(text);
+  for (const auto& tensor : data) file.write(tensor.data_ptr(), tensor.nbytes());
+  file.commit();
+}
+
+}  // namespace seqloom

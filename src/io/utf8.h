@@ -1,0 +1,17 @@
+#pragma once
+#include <cstddef>
+#include <string_view>
+
+namespace seqloom {
+
+/// What stands at the start of a non-empty text: a whole character, one that the text's end cuts short, or `bytes`
+/// bytes that are not UTF-8.
+struct Utf8Step {
+  enum class Kind { kWhole, kCut, kInvalid } kind;
+  size_t bytes;
+};
+
+/// RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF.
+Utf8Step utf8_step(std::string_view text);
+
+}  // namespace seqloom
