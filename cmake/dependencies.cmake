@@ -1,7 +1,8 @@
 # What the engine stands on, and why:
 #   torch           tensors, autograd, GEMM            Highway        SIMD with run-time dispatch
 #   nlohmann-json   configuration, metrics, headers    toml++         recipes and studies
-#   fmt             messages                           CLI11          the command line
+#   fmt             messages; header-only, because torch's wheel brings headers of another version along
+#   CLI11           the command line
 #   PCRE2           the Unicode regex of byte-level BPE pre-tokenisation
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
@@ -25,7 +26,7 @@ if(SEQLOOM_SANITIZE)
 endif()
 
 add_library(seqloom_base_dependencies INTERFACE)
-target_link_libraries(seqloom_base_dependencies INTERFACE fmt::fmt nlohmann_json::nlohmann_json
+target_link_libraries(seqloom_base_dependencies INTERFACE fmt::fmt-header-only nlohmann_json::nlohmann_json
   PkgConfig::PCRE2 PkgConfig::TOMLPLUSPLUS Threads::Threads)
 if(SEQLOOM_FUZZ)
   return()

@@ -22,7 +22,8 @@ Config forms(const std::string& name) {
 
 Config describe(const std::string& name) {
   Config options = Config::array();
-  for (const auto& field : mixers().get(name).fields().list()) {
+  const Fields fields = mixers().get(name).fields();
+  for (const auto& field : fields.list()) {
     options.push_back({{"name", field.name()},
                        {"type", field.type()},
                        {"default", field.get()},

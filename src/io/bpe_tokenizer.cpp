@@ -230,7 +230,9 @@ std::vector<int32_t> BpeTokenizer::encode(std::string_view text) const {
 void BpeTokenizer::encode_plain(std::string_view text, std::vector<int32_t>& ids) const {
   std::string prefixed;
   if (add_prefix_space_ && text.front() != ' ') {
-    prefixed = " " + std::string(text);
+    prefixed.reserve(text.size() + 1);
+    prefixed.push_back(' ');
+    prefixed.append(text);
     text = prefixed;
   }
   std::vector<std::string_view> pieces = {text};

@@ -139,7 +139,7 @@ torch::Tensor append(const torch::Tensor& cache, const torch::Tensor& fresh, int
     return fresh.narrow(dim, added - keep, keep).to(cache.scalar_type()).contiguous().clone();
   const int64_t kept = keep < 0 ? old_size : std::min(old_size, keep - added);
   // A cache made here is a view that begins somewhere in a buffer whose extent along `dim` is its capacity.
-  const torch::Tensor buffer = cache._is_view() ? cache._base() : torch::Tensor();
+  const torch::Tensor buffer = cache.is_view() ? torch::Tensor(cache._base()) : torch::Tensor();
   const int64_t start = buffer.defined() && old_size > 0 ? cache.storage_offset() / cache.stride(dim) : 0;
   if (buffer.defined() && buffer.dim() == cache.dim() && start + old_size + added <= buffer.size(dim)) {
     buffer.narrow(dim, start + old_size, added).copy_(fresh);

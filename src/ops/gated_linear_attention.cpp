@@ -2,6 +2,8 @@
 
 #include <fmt/ostream.h>
 
+#include <torch/library.h>
+
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/precision.h"
@@ -142,6 +144,17 @@ Tensor gated_linear_attention_matrix(const Tensor& q, const Tensor& k, const std
     decay = (g.dim() == 3 ? g.unsqueeze(-1) : g).cumsum(-2);
   }
   return scores(qh, kh, decay);
+}
+
+TORCH_LIBRARY_FRAGMENT(seqloom, m) {
+  m.def(
+      "gated_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, float scale=1.0, Tensor? "
+      "initial_state=None, int chunk=64) -> (Tensor, Tensor)",
+      &gated_linear_attention);
+  m.def(
+      "normalized_gated_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, float scale=1.0, float "
+      "eps=1e-6, Tensor? initial_state=None, Tensor? initial_z=None, int chunk=64) -> (Tensor, Tensor, Tensor)",
+      &normalized_gated_linear_attention);
 }
 
 }  // namespace seqloom::ops
