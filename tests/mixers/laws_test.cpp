@@ -249,7 +249,9 @@ TEST_P(Laws, Types) {
   Memory memory = causal->empty_memory(kBatch);
   causal->extend(x.to(torch::kBFloat16), memory);
   for (const auto& [name, tensor] : memory.flatten()) {
-    if (tensor.is_floating_point()) EXPECT_EQ(tensor.scalar_type(), torch::kFloat32) << name;
+    if (tensor.is_floating_point()) {
+      EXPECT_EQ(tensor.scalar_type(), torch::kFloat32) << name;
+    }
   }
 }
 

@@ -57,11 +57,12 @@ constexpr size_t kVectors = kBlock / kLanes;
 
 HWY_INLINE size_t Rest(size_t count, size_t v) { return count > v * kLanes ? count - v * kLanes : 0; }
 
-/// [N, E] columns e .. e+count -> [N][kBlock], and back.
-void Gather(const float* from, size_t stride, size_t rows, size_t count, float* to) {
+/// factor * columns e .. e+count of [N, E] -> [N][kBlock].
+void Gather(const float* from, size_t stride, size_t rows, size_t count, float* to, float factor = 1) {
   for (size_t n = 0; n < rows; ++n) {
     for (size_t v = 0; v < kVectors; ++v) {
-      hn::Store(LoadFirst(kTag, from + n * stride + v * kLanes, Rest(count, v)), kTag, to + n * kBlock + v * kLanes);
+      const Vector part = LoadFirst(kTag, from + n * stride + v * kLanes, Rest(count, v));
+      hn::Store(hn::Mul(part, hn::Set(kTag, factor)), kTag, to + n * kBlock + v * kLanes);
     }
   }
 }
@@ -92,7 +93,7 @@ void ForwardBlock(const ScanRows& in, const ForwardRows& out, size_t e, size_t c
   const size_t N = in.states;
   float *h = scratch, *A = h + N * kBlock, *Bc = A + N * kBlock, *Cc = Bc + N * kBlock;
   Gather(out.state + e, in.channels, N, count, h);
-  Gather(in.A + e, in.channels, N, count, A);
+  Gather(in.A + e, in.channels, N, count, A, kLog2E);  // exp(step A) is then a power of two
   if (kConstantB) Gather(in.B + e, in.channels, N, count, Bc);
   if (kConstantC) Gather(in.C + e, in.channels, N, count, Cc);
   for (size_t t = 0; t < in.tokens; ++t) {
@@ -111,7 +112,7 @@ void ForwardBlock(const ScanRows& in, const ForwardRows& out, size_t e, size_t c
     for (size_t n = 0; n < N; ++n) {
       for (size_t v = 0; v < kVectors; ++v) {
         float* place = h + n * kBlock + v * kLanes;
-        const Vector decay = Exp(kTag, hn::Mul(step[v], hn::Load(kTag, A + n * kBlock + v * kLanes)));
+        const Vector decay = Exp2(kTag, hn::Mul(step[v], hn::Load(kTag, A + n * kBlock + v * kLanes)));
         const Vector state = hn::MulAdd(decay, hn::Load(kTag, place), hn::Mul(added[v], Map<kConstantB>(B, Bc, n, v)));
         hn::Store(state, kTag, place);
         y[v] = hn::MulAdd(state, Map<kConstantC>(C, Cc, n, v), y[v]);
@@ -146,7 +147,7 @@ template <bool kConstantB, bool kConstantC>
 void Recompute(const ScanRows& in, const BackwardRows& out, size_t e, size_t count, size_t first, size_t last,
                const ChunkScratch& s) {
   const size_t N = in.states;
-  Gather(in.A + e, in.channels, N, count, s.A);
+  Gather(in.A + e, in.channels, N, count, s.A, kLog2E);
   if (kConstantB) Gather(in.B + e, in.channels, N, count, s.Bc);
   if (kConstantC) Gather(in.C + e, in.channels, N, count, s.Cc);
   Gather(out.checkpoints + first / kChunk * N * in.channels + e, in.channels, N, count, s.before);
@@ -159,7 +160,7 @@ void Recompute(const ScanRows& in, const BackwardRows& out, size_t e, size_t cou
       Vector y = in.D != nullptr ? hn::Mul(u, LoadFirst(kTag, in.D + e + v * kLanes, Rest(count, v))) : hn::Zero(kTag);
       for (size_t n = 0; n < N; ++n) {
         const size_t place = (i * N + n) * kBlock + v * kLanes;
-        const Vector decay = Exp(kTag, hn::Mul(step, hn::Load(kTag, s.A + n * kBlock + v * kLanes)));
+        const Vector decay = Exp2(kTag, hn::Mul(step, hn::Load(kTag, s.A + n * kBlock + v * kLanes)));
         const Vector state = hn::MulAdd(decay, hn::Load(kTag, s.before + place), hn::Mul(added, Map<kConstantB>(B, s.Bc, n, v)));
         hn::Store(decay, kTag, s.decay + place);
         if (t + 1 < last) hn::Store(state, kTag, s.before + place + N * kBlock);
@@ -213,7 +214,8 @@ void BackwardTokens(const ScanRows& in, const BackwardRows& out, size_t e, size_
         hn::Store(hn::MulAdd(g_kept, step, hn::Load(kTag, c.dA + fixed)), kTag, c.dA + fixed);
         hn::Store(hn::Mul(g, decay), kTag, c.g + fixed);
       }
-      Vector du = hn::Mul(through_B, step), ddelta = hn::MulAdd(through_B, u, through_A);
+      // s.A holds A log2 e
+      Vector du = hn::Mul(through_B, step), ddelta = hn::MulAdd(through_B, u, hn::Mul(through_A, hn::Set(kTag, 1 / kLog2E)));
       if (in.D != nullptr) {
         du = hn::MulAdd(dy, LoadFirst(kTag, in.D + e + lane, rest), du);
         hn::Store(hn::MulAdd(dy, u, hn::Load(kTag, c.dD + lane)), kTag, c.dD + lane);

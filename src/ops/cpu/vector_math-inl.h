@@ -13,26 +13,30 @@ namespace seqloom::ops::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// e^x within 2 ulp for x <= 88; exactly 0 below -87.3, where float32 has no normal numbers. x = n ln 2 + r, and a
-/// polynomial for e^r on |r| <= ln 2 / 2 (coefficients: Cephes, Moshier 1989).
+/// 2^x within 4 ulp for |x| <= 126, its value at +-126 beyond. x = n + r with |r| <= 1/2; 2^r is a polynomial that is
+/// exactly 1 at 0 (minimax in relative error, found by reweighted least squares: 9.1e-08), and n goes straight into
+/// the exponent: adding 1.5 * 2^23 leaves the rounded integer in the low bits.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp2(D d, V x) {
+  const hn::Rebind<int32_t, D> di;
+  const V magic = hn::Set(d, 12582912.0f);
+  const V clamped = hn::Min(hn::Max(x, hn::Set(d, -126.0f)), hn::Set(d, 126.0f));
+  const V shifted = hn::Add(clamped, magic);
+  const V r = hn::Sub(clamped, hn::Sub(shifted, magic));
+  V p = hn::MulAdd(r, hn::Set(d, 0.00132647271f), hn::Set(d, 0.009671512654f));
+  p = hn::MulAdd(r, p, hn::Set(d, 0.05550733744f));
+  p = hn::MulAdd(r, p, hn::Set(d, 0.2402224209f));
+  p = hn::MulAdd(r, p, hn::Set(d, 0.6931469776f));
+  p = hn::MulAdd(r, p, hn::Set(d, 1.0f));
+  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+}
+
+constexpr float kLog2E = 1.44269504088896341f;
+
+/// e^x; 1.2e-38 instead of anything smaller.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp(D d, V x) {
-  const hn::Rebind<int32_t, D> di;
-  const V low = hn::Set(d, -87.3f);
-  const V clamped = hn::Min(hn::Max(x, low), hn::Set(d, 88.3f));
-  const auto n = hn::NearestInt(hn::Mul(clamped, hn::Set(d, 1.44269504088896341f)));
-  const V nf = hn::ConvertTo(d, n);
-  V r = hn::NegMulAdd(nf, hn::Set(d, 0.693359375f), clamped);
-  r = hn::NegMulAdd(nf, hn::Set(d, -2.12194440e-4f), r);
-  V p = hn::MulAdd(r, hn::Set(d, 1.9875691500e-4f), hn::Set(d, 1.3981999507e-3f));
-  p = hn::MulAdd(r, p, hn::Set(d, 8.3334519073e-3f));
-  p = hn::MulAdd(r, p, hn::Set(d, 4.1665795894e-2f));
-  p = hn::MulAdd(r, p, hn::Set(d, 1.6666665459e-1f));
-  p = hn::MulAdd(r, p, hn::Set(d, 0.5f));
-  p = hn::Add(hn::MulAdd(hn::Mul(r, r), p, r), hn::Set(d, 1.0f));
-  const V scale = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(n, hn::Set(di, 127))));
-  // not (x < low), so that NaN stays NaN
-  return hn::IfThenZeroElse(hn::Lt(x, low), hn::Mul(p, scale));
+  return Exp2(d, hn::Mul(x, hn::Set(d, kLog2E)));
 }
 
 template <class D, class V = hn::Vec<D>>

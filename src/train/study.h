@@ -1,0 +1,79 @@
+#pragma once
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/fields.h"
+#include "train/trainer.h"
+
+namespace seqloom {
+
+/// One thing that a claim says: a variant's metric is at least or at most a number, or beats another variant's by some.
+struct ClaimCheck {
+  std::string metric, variant, beats;
+  std::optional<double> at_least, at_most;
+  double by = 0;
+
+  void describe(Fields& f) {
+    f.add("metric", metric, "the metric");
+    f.add("variant", variant, "whose");
+    f.add("at_least", at_least, "it is no less than this");
+    f.add("at_most", at_most, "it is no more than this");
+    f.add("beats", beats, "it is better than this variant's");
+    f.add("by", by, "by at least this").at_least(0);
+  }
+  std::string text() const;
+};
+
+struct StudyVariant {
+  std::string name;
+  Config recipe;  // the study's with the variant's keys laid over it
+};
+
+/// A study file: a recipe ([task], [model], [train]) with [study] title, paper, about; [[variant]] overrides; [claim].
+struct Study {
+  std::string name, title, paper, about;
+  std::vector<StudyVariant> variants;
+  std::vector<ClaimCheck> checks;
+};
+
+/// Throws UsageError naming `name` (the file) and the key.
+Study parse_study(const Config& config, const std::string& name);
+
+struct VariantResult {
+  std::string name;
+  int64_t parameters = 0;
+  double seconds = 0, tokens_per_second = 0;
+  std::map<std::string, double> metrics;
+  std::vector<std::pair<int64_t, double>> losses;  // (step, loss)
+};
+
+struct CheckResult {
+  ClaimCheck check;
+  double value = 0;
+  std::optional<double> other;  // of the variant it should beat
+  bool holds = false;
+};
+
+struct StudyResult {
+  std::vector<VariantResult> variants;
+  std::vector<CheckResult> checks;
+  bool judged = true;  // a run with fewer steps than the study asks for says nothing about the claim
+  bool less_is_better = true;
+  bool holds() const;
+  Config to_json(const Study& study) const;
+};
+
+/// Who watches a study.
+struct StudyObserver {
+  std::function<void(const std::string& variant, const StepReport&)> on_step = [](const std::string&, const StepReport&) {};
+  std::function<void(const VariantResult&)> on_variant = [](const VariantResult&) {};
+};
+
+/// Trains every variant in out/NAME on the same data, seed and budget and judges the claim. `steps` > 0 replaces the
+/// recipe's number of steps; the claim is then not judged.
+StudyResult run_study(const Study& study, const std::string& out, int64_t steps, const StudyObserver& observer);
+
+}  // namespace seqloom

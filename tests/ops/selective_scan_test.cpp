@@ -1,0 +1,154 @@
+#include "ops/selective_scan.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include "base/error.h"
+#include "ops/fused.h"
+#include "support/compare.h"
+
+namespace seqloom {
+namespace {
+
+using torch::Tensor;
+
+struct Shape {
+  int64_t batch, channels, tokens, states, groups;
+  bool constant_b, constant_c, extras, softplus, state;
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  return out << "B" << s.batch << " E" << s.channels << " T" << s.tokens << " N" << s.states << " G" << s.groups;
+}
+
+/// The op's inputs in order: u, delta, A, B, C, D, z, bias, state; absent ones undefined.
+std::vector<Tensor> make_inputs(const Shape& s) {
+  const auto token_major = [&](int64_t width) { return torch::randn({s.batch, s.tokens, width}).transpose(1, 2); };
+  const auto map = [&](bool constant) {
+    return constant ? torch::randn({s.channels, s.states}) : torch::randn({s.batch, s.groups, s.states, s.tokens});
+  };
+  const Tensor delta = s.softplus ? token_major(s.channels) * 3 : token_major(s.channels).abs() * 0.5;
+  return {token_major(s.channels), delta, -torch::rand({s.channels, s.states}) * 4, map(s.constant_b), map(s.constant_c),
+          s.extras ? torch::randn({s.channels}) : Tensor(), s.extras ? token_major(s.channels) : Tensor(),
+          s.extras ? torch::randn({s.channels}) : Tensor(),
+          s.state ? torch::randn({s.batch, s.channels, s.states}) : Tensor()};
+}
+
+std::tuple<Tensor, Tensor> run(const std::vector<Tensor>& in, bool softplus) {
+  const auto optional = [](const Tensor& t) { return t.defined() ? std::make_optional(t) : std::nullopt; };
+  return ops::selective_scan(in[0], in[1], in[2], in[3], in[4], optional(in[5]), optional(in[6]), optional(in[7]), softplus,
+                             optional(in[8]));
+}
+
+/// Outputs and all gradients, of a weighted sum of outputs and final state.
+std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool softplus, bool fused) {
+  std::vector<Tensor> leaves, in;
+  for (const auto& t : inputs) {
+    in.push_back(t.defined() ? t.detach().clone().requires_grad_(true) : Tensor());
+    if (t.defined()) leaves.push_back(in.back());
+  }
+  ops::set_fused_enabled(fused);
+  const auto [y, state] = run(in, softplus);
+  torch::manual_seed(3);
+  const Tensor loss = (y * torch::randn(y.sizes())).sum() + (state * torch::randn(state.sizes())).sum();
+  auto all = torch::autograd::grad({loss}, leaves);
+  ops::set_fused_enabled(true);
+  all.push_back(y.detach());
+  all.push_back(state.detach());
+  return all;
+}
+
+class FusedScan : public testing::TestWithParam<Shape> {};
+
+TEST_P(FusedScan, EqualsTheReferenceOnEveryTarget) {
+  torch::manual_seed(1);
+  const auto inputs = make_inputs(GetParam());
+  const auto want = results(inputs, GetParam().softplus, false);
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    hwy::SetSupportedTargetsForTest(target);
+    const auto got = results(inputs, GetParam().softplus, true);
+    hwy::SetSupportedTargetsForTest(0);
+    for (size_t i = 0; i < want.size(); ++i) expect_near(got[i], want[i], 2e-4, hwy::TargetName(target));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, FusedScan,
+                         testing::Values(Shape{2, 16, 64, 16, 1, false, false, true, true, true},
+                                         Shape{1, 37, 45, 5, 1, false, false, true, true, false},
+                                         Shape{3, 8, 1, 4, 1, false, false, true, true, true},
+                                         Shape{2, 12, 33, 3, 2, false, false, false, false, true},
+                                         Shape{1, 40, 70, 7, 4, false, false, true, true, true},
+                                         Shape{2, 9, 31, 2, 1, true, true, false, false, false},
+                                         Shape{2, 20, 40, 6, 1, true, false, true, true, true},
+                                         Shape{1, 300, 33, 16, 1, false, true, true, true, true}));
+
+TEST(SelectiveScan, GroupsOfBAndCMayDiffer) {
+  torch::manual_seed(2);
+  auto inputs = make_inputs({2, 12, 20, 4, 3, false, false, true, true, false});
+  inputs[4] = torch::randn({2, 4, 20});
+  const auto want = results(inputs, true, false), got = results(inputs, true, true);
+  for (size_t i = 0; i < want.size(); ++i) expect_near(got[i], want[i], 2e-4, "differing groups");
+}
+
+TEST(SelectiveScan, SplitEqualsWholeThroughTheState) {
+  torch::manual_seed(4);
+  const auto in = make_inputs({2, 24, 100, 8, 1, false, false, true, true, true});
+  const auto [y, state] = run(in, true);
+  Tensor carried = in[8];
+  std::vector<Tensor> parts;
+  int64_t begin = 0;
+  for (const int64_t size : {1, 31, 32, 36}) {
+    auto part = in;
+    for (const size_t i : {0, 1, 6}) part[i] = in[i].narrow(2, begin, size);
+    for (const size_t i : {3, 4}) part[i] = in[i].narrow(3, begin, size);
+    part[8] = carried;
+    const auto [some, after] = run(part, true);
+    parts.push_back(some);
+    carried = after;
+    begin += size;
+  }
+  expect_near(torch::cat(parts, 2), y, 1e-5, "outputs");
+  expect_near(carried, state, 1e-5, "state");
+}
+
+TEST(SelectiveScan, SurvivesStrongDecayAndBothTailsOfSoftplus) {
+  torch::manual_seed(5);
+  auto in = make_inputs({1, 16, 50, 4, 1, false, false, true, true, true});
+  in[1] = torch::linspace(-60, 60, 16 * 50).view({1, 50, 16}).transpose(1, 2);
+  in[2] = in[2] * 50;
+  const auto want = results(in, true, false), got = results(in, true, true);
+  for (size_t i = 0; i < want.size(); ++i) {
+    EXPECT_TRUE(got[i].isfinite().all().item<bool>());
+    expect_near(got[i], want[i], 3e-4, "extremes");
+  }
+}
+
+TEST(SelectiveScan, TakesBfloat16AndKeepsAFloat32State) {
+  torch::manual_seed(6);
+  auto in = make_inputs({2, 16, 40, 8, 1, false, false, true, true, false});
+  const auto [exact, exact_state] = run(in, true);
+  for (const size_t i : {0, 1, 3, 4, 6}) in[i] = in[i].to(torch::kBFloat16);
+  const auto [y, state] = run(in, true);
+  EXPECT_EQ(y.scalar_type(), torch::kBFloat16);
+  EXPECT_EQ(state.scalar_type(), torch::kFloat32);
+  expect_near(y.to(torch::kFloat32), exact, 0.05, "bfloat16");
+}
+
+TEST(SelectiveScan, RefusesWrongShapes) {
+  const auto good = make_inputs({2, 12, 8, 4, 1, false, false, true, true, true});
+  const auto refused = [&](size_t index, const Tensor& bad) {
+    auto in = good;
+    in[index] = bad;
+    EXPECT_THROW(run(in, true), UsageError) << "input " << index;
+  };
+  refused(0, torch::randn({2, 12, 0}));
+  refused(1, torch::randn({2, 12, 7}));
+  refused(2, torch::randn({11, 4}));
+  refused(3, torch::randn({2, 5, 4, 8}));  // 5 groups do not divide 12 channels
+  refused(4, torch::randn({2, 3, 8}));
+  refused(5, torch::randn({11}));
+  refused(8, torch::randn({1, 12, 4}));
+}
+
+}  // namespace
+}  // namespace seqloom
