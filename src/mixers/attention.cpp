@@ -67,7 +67,7 @@ Tensor last(const Tensor& x, int64_t dim, int64_t limit) {
 
 /// A phase without its whole turns once it is so large that float32 would lose digits of the rest.
 Tensor unwound(const Tensor& phase) {
-  constexpr double kLarge = 1024;
+  constexpr double kLarge = 256;
   return torch::where(phase.abs() < kLarge, phase, phase.fmod(2 * std::numbers::pi));
 }
 
