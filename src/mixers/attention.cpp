@@ -65,6 +65,13 @@ Tensor last(const Tensor& x, int64_t dim, int64_t limit) {
   return x.narrow(dim, x.size(dim) - stay, stay);
 }
 
+/// The same for a cache: what a long chunk made room for is given back.
+Tensor last_of_cache(const Tensor& cache, int64_t dim, int64_t limit) {
+  const Tensor kept = last(cache, dim, limit);
+  const bool roomy = kept.storage().nbytes() > 4 * kept.nbytes();
+  return roomy && !kept.requires_grad() ? kept.contiguous().clone() : kept;
+}
+
 /// A phase without its whole turns once it is so large that float32 would lose digits of the rest.
 Tensor unwound(const Tensor& phase) {
   constexpr double kLarge = 256;
@@ -306,8 +313,8 @@ Tensor Attention::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Tensor q = queries(tokens).to(memory["k"].scalar_type());
   const Tensor o = ops::attention(q, memory["k"], memory["v"], rule).to(x.scalar_type());
   if (window > 0) {
-    for (const char* name : {"k", "v"}) memory[name] = last(memory[name], 2, window - 1);
-    memory["keep"] = last(memory["keep"], 1, window - 1);
+    for (const char* name : {"k", "v"}) memory[name] = last_of_cache(memory[name], 2, window - 1);
+    memory["keep"] = last_of_cache(memory["keep"], 1, window - 1);
   }
   return finish(o);
 }

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <nlohmann/json.hpp>
 
 #include "support/process.h"
@@ -103,7 +104,10 @@ TEST_F(Cli, StopStringsEndTheText) {
   ASSERT_EQ(train().status, 0);
   const std::string command = "generate " + run_folder() + " --prompt 'a' --tokens 200 --temperature 0 --json ";
   const auto whole = json::parse(seqloom(command).out)["text"].get<std::string>();
-  const std::string stop = whole.substr(10, 2);
+  size_t at = 4;  // two letters: an untrained model also makes halves of characters
+  const auto letter = [&](size_t i) { return whole[i] >= 'A' && whole[i] <= 'z' && std::isalpha(whole[i]) != 0; };
+  while (at + 2 < whole.size() && !(letter(at) && letter(at + 1))) ++at;
+  const std::string stop = whole.substr(at, 2);
   const json cut = json::parse(seqloom(command + "--stop '" + stop + "'").out);
   EXPECT_TRUE(cut["stopped"].get<bool>());
   EXPECT_EQ(cut["text"], whole.substr(0, whole.find(stop)));
@@ -167,7 +171,10 @@ TEST_F(Cli, DamagedCheckpointsAreRefused) {
 }
 
 TEST_F(Cli, ALossThatIsNotFiniteStopsTheRun) {
-  expect_error(train("--set train.learning_rate=1e30 --set train.clip=0 --set train.steps=50"), 1, "the loss is");
+  const Outcome outcome = train("--set train.learning_rate=1e30 --set train.clip=0 --set train.steps=50");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("\nseqloom: the loss is "), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("lower train.learning_rate"), std::string::npos) << outcome.err;
 }
 
 TEST_F(Cli, EmptyPromptsAndBadSamplingAreRefused) {

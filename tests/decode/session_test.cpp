@@ -117,7 +117,7 @@ TEST(Sampler, FiltersAsItsOptionsSay) {
   EXPECT_EQ(drawn({.top_k = 2}), (std::set<int64_t>{1, 2}));
   EXPECT_EQ(drawn({.top_p = 0.5}), std::set<int64_t>{1});
   EXPECT_EQ(drawn({.min_p = 0.3}), (std::set<int64_t>{1, 2}));
-  EXPECT_THROW(sample(torch::tensor({1.0, NAN}), {}, {}, 0), Error);
+  EXPECT_THROW(sample(torch::full({2}, NAN), {}, {}, 0), Error);
 }
 
 TEST(Sampler, DrawsFollowTheProbabilities) {
