@@ -2,8 +2,8 @@
 #include <benchmark/benchmark.h>
 #include <torch/torch.h>
 
-#include "mixers/mixer.h"
 #include "io/toml.h"
+#include "mixers/mixer.h"
 #include "ops/causal_conv1d.h"
 #include "ops/selective_scan.h"
 
@@ -12,7 +12,8 @@ namespace {
 using torch::Tensor;
 
 void count_tokens(benchmark::State& state, int64_t tokens) {
-  state.counters["tokens/s"] = benchmark::Counter(static_cast<double>(tokens), benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["tokens/s"] =
+      benchmark::Counter(static_cast<double>(tokens), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 /// Arguments: channels E, tokens T, threads, with the backward pass or not.
@@ -20,7 +21,9 @@ void selective_scan(benchmark::State& state) {
   const int64_t channels = state.range(0), tokens = state.range(1), states = 16;
   const bool backward = state.range(3) != 0;
   torch::set_num_threads(static_cast<int>(state.range(2)));
-  const auto channel_major = [&](int64_t width) { return torch::randn({1, tokens, width}).requires_grad_(backward).transpose(1, 2); };
+  const auto channel_major = [&](int64_t width) {
+    return torch::randn({1, tokens, width}).requires_grad_(backward).transpose(1, 2);
+  };
   const Tensor u = channel_major(channels), delta = channel_major(channels), z = channel_major(channels);
   const Tensor B = channel_major(states), C = channel_major(states);
   const Tensor A = (-torch::rand({channels, states}) - 0.1).requires_grad_(backward), D = torch::ones({channels});
@@ -30,8 +33,11 @@ void selective_scan(benchmark::State& state) {
   }
   count_tokens(state, tokens);
 }
-BENCHMARK(selective_scan)->ArgNames({"E", "T", "threads", "backward"})
-    ->ArgsProduct({{512, 1536}, {1024, 4096, 16384}, {1, 2}, {0, 1}})->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(selective_scan)
+    ->ArgNames({"E", "T", "threads", "backward"})
+    ->ArgsProduct({{512, 1536}, {1024, 4096, 16384}, {1, 2}, {0, 1}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 void causal_conv1d(benchmark::State& state) {
   const int64_t channels = state.range(0), tokens = state.range(1);
@@ -45,8 +51,11 @@ void causal_conv1d(benchmark::State& state) {
   count_tokens(state, tokens);
   state.SetBytesProcessed(state.iterations() * tokens * channels * 8);
 }
-BENCHMARK(causal_conv1d)->ArgNames({"E", "T", "backward"})->ArgsProduct({{512, 1536}, {4096, 16384}, {0, 1}})
-    ->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(causal_conv1d)
+    ->ArgNames({"E", "T", "backward"})
+    ->ArgsProduct({{512, 1536}, {4096, 16384}, {0, 1}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 /// The limit for causal_conv1d: reading and writing the tensor once.
 void copy(benchmark::State& state) {
@@ -55,7 +64,11 @@ void copy(benchmark::State& state) {
   for ([[maybe_unused]] auto _ : state) y.copy_(x);
   state.SetBytesProcessed(state.iterations() * x.numel() * 8);
 }
-BENCHMARK(copy)->ArgNames({"E", "T"})->ArgsProduct({{512, 1536}, {4096, 16384}})->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(copy)
+    ->ArgNames({"E", "T"})
+    ->ArgsProduct({{512, 1536}, {4096, 16384}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 /// A training step (forward and backward) of every registered mixer with its first trial options.
 void mixer_step(benchmark::State& state, const std::string& kind) {
@@ -73,8 +86,13 @@ void mixer_step(benchmark::State& state, const std::string& kind) {
 
 int main(int argc, char** argv) {
   for (const auto& kind : seqloom::mixers().names()) {
-    benchmark::RegisterBenchmark(("mixer_step/" + kind).c_str(), [kind](benchmark::State& state) { mixer_step(state, kind); })
-        ->ArgName("T")->Arg(1024)->Arg(4096)->UseRealTime()->Unit(benchmark::kMillisecond);
+    benchmark::RegisterBenchmark(("mixer_step/" + kind).c_str(),
+                                 [kind](benchmark::State& state) { mixer_step(state, kind); })
+        ->ArgName("T")
+        ->Arg(1024)
+        ->Arg(4096)
+        ->UseRealTime()
+        ->Unit(benchmark::kMillisecond);
   }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

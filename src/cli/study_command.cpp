@@ -30,8 +30,11 @@ void print_table(const StudyResult& result) {
     fmt::print("\n");
   }
   for (const auto& check : result.checks) {
-    fmt::print("{} {}: {:.4f}{}\n", !result.judged ? "not judged" : check.holds ? "holds" : "FAILS", check.check.text(), check.value,
-               check.other ? fmt::format(" against {:.4f}", *check.other) : "");
+    fmt::print("{} {}: {:.4f}{}\n",
+               !result.judged ? "not judged"
+               : check.holds  ? "holds"
+                              : "FAILS",
+               check.check.text(), check.value, check.other ? fmt::format(" against {:.4f}", *check.other) : "");
   }
 }
 
@@ -46,7 +49,8 @@ void study(const StudyArguments& arguments) {
   StudyObserver observer;
   observer.on_step = [&](const std::string& variant, const StepReport& report) {
     if (!progress) progress = std::make_unique<Progress>(variant, report.steps);
-    progress->update(report.step, fmt::format("loss {:.4f}  {} tokens/s", report.loss, short_number(report.tokens_per_second)));
+    progress->update(report.step,
+                     fmt::format("loss {:.4f}  {} tokens/s", report.loss, short_number(report.tokens_per_second)));
   };
   observer.on_variant = [&](const VariantResult& variant) {
     if (progress) progress->finish(fmt::format("{} tokens/s", short_number(variant.tokens_per_second)));
@@ -70,8 +74,10 @@ void study(const StudyArguments& arguments) {
 void add_study_command(CLI::App& app) {
   auto arguments = std::make_shared<StudyArguments>();
   CLI::App* command = app.add_subcommand("study", "Train variants of a recipe, compare them and check a claim");
-  command->footer("Examples:\n  seqloom study studies/recall.toml\n  seqloom study studies/recall.toml --steps 20 --out /tmp/try\n\n"
-                  "Exit status 1 when the claim fails. With --steps the claim is not judged.");
+  command->footer(
+      "Examples:\n  seqloom study studies/recall.toml\n  seqloom study studies/recall.toml --steps 20 --out "
+      "/tmp/try\n\n"
+      "Exit status 1 when the claim fails. With --steps the claim is not judged.");
   command->add_option("FILE", arguments->file, "a TOML study")->required();
   command->add_option("--out", arguments->out, "the study's folder (default: runs/NAME)");
   command->add_option("--set", arguments->assignments, "change a key of the study");

@@ -73,7 +73,9 @@ class RecallTask final : public Task {
   }
 
  private:
-  torch::Tensor predict(const RecallRows& rows, Pass& pass) { return decoder_->logits(decoder_->hidden(rows.ids, pass)); }
+  torch::Tensor predict(const RecallRows& rows, Pass& pass) {
+    return decoder_->logits(decoder_->hidden(rows.ids, pass));
+  }
   static torch::Tensor cross_entropy(const torch::Tensor& logits, const RecallRows& rows) {
     return torch::nn::functional::cross_entropy(
         logits.flatten(0, 1), rows.targets.flatten(),
@@ -85,9 +87,10 @@ class RecallTask final : public Task {
   std::shared_ptr<Decoder> decoder_;
 };
 
-const bool registered = tasks().add(
-    "recall", {"multi-query associative recall; metrics: accuracy@N for N pairs",
-               [](const Config& recipe, const std::string& name) { return std::make_unique<RecallTask>(recipe, name); }});
+const bool registered = tasks().add("recall", {"multi-query associative recall; metrics: accuracy@N for N pairs",
+                                               [](const Config& recipe, const std::string& name) {
+                                                 return std::make_unique<RecallTask>(recipe, name);
+                                               }});
 
 }  // namespace
 

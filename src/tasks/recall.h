@@ -23,8 +23,8 @@ struct RecallOptions {
   }
 };
 
-/// Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927): key-value pairs, then all their keys in another
-/// order; at each of those the model must say the key's value. T = 3 x pairs.
+/// Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927): key-value pairs, then all their keys in
+/// another order; at each of those the model must say the key's value. T = 3 x pairs.
 struct RecallRows {
   torch::Tensor ids;      // [B, T] int64: keys 0 .. keys-1, values keys .. keys+values-1
   torch::Tensor targets;  // [B, T] int64: the value at queries, -100 elsewhere

@@ -30,9 +30,13 @@ struct Axis {
 /// About five round numbers in [low, high].
 std::vector<double> ticks(double low, double high) {
   const double raw = (high - low) / 5, power = std::pow(10, std::floor(std::log10(raw)));
-  const double step = raw / power < 1.5 ? power : raw / power < 3.5 ? 2 * power : raw / power < 7.5 ? 5 * power : 10 * power;
+  const double step = raw / power < 1.5   ? power
+                      : raw / power < 3.5 ? 2 * power
+                      : raw / power < 7.5 ? 5 * power
+                                          : 10 * power;
   std::vector<double> at;
-  for (double t = std::ceil(low / step) * step; t <= high + step * 1e-9; t += step) at.push_back(std::abs(t) < step * 1e-9 ? 0 : t);
+  for (double t = std::ceil(low / step) * step; t <= high + step * 1e-9; t += step)
+    at.push_back(std::abs(t) < step * 1e-9 ? 0 : t);
   return at;
 }
 
@@ -41,7 +45,8 @@ std::vector<Series> finite(const std::vector<Series>& series, bool positive_x) {
   for (const auto& one : series) {
     Series copy{one.name, {}};
     for (const auto& point : one.points) {
-      if (std::isfinite(point.first) && std::isfinite(point.second) && (!positive_x || point.first > 0)) copy.points.push_back(point);
+      if (std::isfinite(point.first) && std::isfinite(point.second) && (!positive_x || point.first > 0))
+        copy.points.push_back(point);
     }
     kept.push_back(std::move(copy));
   }
@@ -64,8 +69,10 @@ std::pair<double, double> extent(const std::vector<Series>& series, bool of_x) {
 std::string marker(size_t index, double x, double y) {
   const char* colour = kColours[index % kColours.size()];
   switch (index % 4) {
-    case 0: return fmt::format("<circle cx='{:.1f}' cy='{:.1f}' r='3.4' fill='{}'/>", x, y, colour);
-    case 1: return fmt::format("<rect x='{:.1f}' y='{:.1f}' width='6.4' height='6.4' fill='{}'/>", x - 3.2, y - 3.2, colour);
+    case 0:
+      return fmt::format("<circle cx='{:.1f}' cy='{:.1f}' r='3.4' fill='{}'/>", x, y, colour);
+    case 1:
+      return fmt::format("<rect x='{:.1f}' y='{:.1f}' width='6.4' height='6.4' fill='{}'/>", x - 3.2, y - 3.2, colour);
     case 2:
       return fmt::format("<path d='M{:.1f} {:.1f}l4 7h-8z' fill='{}'/>", x, y - 4, colour);
     default:
@@ -76,16 +83,21 @@ std::string marker(size_t index, double x, double y) {
 std::string axes(const Axis& x, const Axis& y, const std::vector<double>& x_ticks, const ChartOptions& options) {
   std::string svg = fmt::format("<text class='title' x='{}' y='18'>{}</text>", kLeft, html_escape(options.title));
   for (const double t : ticks(y.low, y.high)) {
-    svg += fmt::format("<line class='grid' x1='{}' x2='{}' y1='{:.1f}' y2='{:.1f}'/><text x='{}' y='{:.1f}' text-anchor='end'>{:g}</text>",
-                       x.from, x.to, y.at(t), y.at(t), kLeft - 6, y.at(t) + 4, t);
+    svg += fmt::format(
+        "<line class='grid' x1='{}' x2='{}' y1='{:.1f}' y2='{:.1f}'/><text x='{}' y='{:.1f}' "
+        "text-anchor='end'>{:g}</text>",
+        x.from, x.to, y.at(t), y.at(t), kLeft - 6, y.at(t) + 4, t);
   }
   for (const double t : x_ticks) {
-    svg += fmt::format("<line class='grid' x1='{0:.1f}' x2='{0:.1f}' y1='{1}' y2='{2}'/><text x='{0:.1f}' y='{3}' text-anchor='middle'>{4:g}</text>",
-                       x.at(t), y.from, y.to, y.from + 16, t);
+    svg += fmt::format(
+        "<line class='grid' x1='{0:.1f}' x2='{0:.1f}' y1='{1}' y2='{2}'/><text x='{0:.1f}' y='{3}' "
+        "text-anchor='middle'>{4:g}</text>",
+        x.at(t), y.from, y.to, y.from + 16, t);
   }
-  svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{}</text>", (x.from + x.to) / 2, kHeight - 8, html_escape(options.x_label));
-  return svg + fmt::format("<text transform='translate(14 {:.1f}) rotate(-90)' text-anchor='middle'>{}</text>", (y.from + y.to) / 2,
-                           html_escape(options.y_label));
+  svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{}</text>", (x.from + x.to) / 2, kHeight - 8,
+                     html_escape(options.x_label));
+  return svg + fmt::format("<text transform='translate(14 {:.1f}) rotate(-90)' text-anchor='middle'>{}</text>",
+                           (y.from + y.to) / 2, html_escape(options.y_label));
 }
 
 }  // namespace
@@ -94,12 +106,23 @@ std::string html_escape(const std::string& text) {
   std::string safe;
   for (const char c : text) {
     switch (c) {
-      case '&': safe += "&amp;"; break;
-      case '<': safe += "&lt;"; break;
-      case '>': safe += "&gt;"; break;
-      case '"': safe += "&quot;"; break;
-      case '\'': safe += "&#39;"; break;
-      default: safe += c;
+      case '&':
+        safe += "&amp;";
+        break;
+      case '<':
+        safe += "&lt;";
+        break;
+      case '>':
+        safe += "&gt;";
+        break;
+      case '"':
+        safe += "&quot;";
+        break;
+      case '\'':
+        safe += "&#39;";
+        break;
+      default:
+        safe += c;
     }
   }
   return safe;
@@ -121,21 +144,24 @@ std::string chart_svg(const std::vector<Series>& all, const ChartOptions& option
     std::sort(x_ticks.begin(), x_ticks.end());
     x_ticks.erase(std::unique(x_ticks.begin(), x_ticks.end()), x_ticks.end());
   }
-  std::string svg = fmt::format("<svg viewBox='0 0 {} {}' role='img' aria-label='{}'>", kWidth, kHeight, html_escape(options.title));
+  std::string svg =
+      fmt::format("<svg viewBox='0 0 {} {}' role='img' aria-label='{}'>", kWidth, kHeight, html_escape(options.title));
   svg += axes(x, y, x_ticks, options);
   for (size_t i = 0; i < series.size(); ++i) {
     const char *colour = kColours[i % kColours.size()], *dash = kDashes[i % kDashes.size()];
     std::string path;
     for (const auto& [px, py] : series[i].points) path += fmt::format("{:.1f},{:.1f} ", x.at(px), y.at(py));
     if (options.lines) {
-      svg += fmt::format("<polyline points='{}' fill='none' stroke='{}' stroke-width='1.8' stroke-dasharray='{}'/>", path, colour, dash);
+      svg += fmt::format("<polyline points='{}' fill='none' stroke='{}' stroke-width='1.8' stroke-dasharray='{}'/>",
+                         path, colour, dash);
     }
     if (series[i].points.size() <= 24) {
       for (const auto& [px, py] : series[i].points) svg += marker(i, x.at(px), y.at(py));
     }
     const double row = kTop + 8 + 18 * static_cast<double>(i);
-    svg += fmt::format("<line x1='{0}' x2='{1}' y1='{2}' y2='{2}' stroke='{3}' stroke-width='2' stroke-dasharray='{4}'/>", kWidth - kRight + 12,
-                       kWidth - kRight + 34, row, colour, options.lines ? dash : "");
+    svg +=
+        fmt::format("<line x1='{0}' x2='{1}' y1='{2}' y2='{2}' stroke='{3}' stroke-width='2' stroke-dasharray='{4}'/>",
+                    kWidth - kRight + 12, kWidth - kRight + 34, row, colour, options.lines ? dash : "");
     svg += marker(i, kWidth - kRight + 23, row);
     svg += fmt::format("<text x='{}' y='{}'>{}</text>", kWidth - kRight + 40, row + 4, html_escape(series[i].name));
   }

@@ -13,7 +13,7 @@ struct Series {
 
 struct ChartOptions {
   std::string title, x_label, y_label;
-  bool lines = true;      // false: points only
+  bool lines = true;  // false: points only
   bool log_x = false;
 };
 

@@ -29,9 +29,14 @@ std::string claim_html(const StudyResult& result) {
   std::string html = "<h2>Claim</h2>\n<ul>\n";
   for (const auto& check : result.checks) {
     const std::string other = check.other ? fmt::format(" against {:.4f}", *check.other) : "";
-    html += fmt::format("<li>{}: {:.4f}{} <span class='{}'>{}</span></li>\n", html_escape(check.check.text()), check.value, other,
-                        !result.judged ? "" : check.holds ? "holds" : "fails",
-                        !result.judged ? "(not judged: fewer steps than the study asks for)" : check.holds ? "holds" : "fails");
+    html += fmt::format("<li>{}: {:.4f}{} <span class='{}'>{}</span></li>\n", html_escape(check.check.text()),
+                        check.value, other,
+                        !result.judged ? ""
+                        : check.holds  ? "holds"
+                                       : "fails",
+                        !result.judged ? "(not judged: fewer steps than the study asks for)"
+                        : check.holds  ? "holds"
+                                       : "fails");
   }
   return html + "</ul>\n";
 }
@@ -46,12 +51,14 @@ std::set<std::string> metric_names(const StudyResult& result) {
 
 std::string table_html(const StudyResult& result) {
   const auto metrics = metric_names(result);
-  std::string html = "<h2>Variants</h2>\n<div class='scroll'><table>\n<tr><th>variant</th><th>parameters</th><th>seconds</th><th>tokens/s</th>";
+  std::string html =
+      "<h2>Variants</h2>\n<div "
+      "class='scroll'><table>\n<tr><th>variant</th><th>parameters</th><th>seconds</th><th>tokens/s</th>";
   for (const auto& name : metrics) html += "<th>" + html_escape(name) + "</th>";
   html += "</tr>\n";
   for (const auto& v : result.variants) {
-    html += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.1f}</td><td>{:.0f}</td>", html_escape(v.name), v.parameters, v.seconds,
-                        v.tokens_per_second);
+    html += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.1f}</td><td>{:.0f}</td>", html_escape(v.name), v.parameters,
+                        v.seconds, v.tokens_per_second);
     for (const auto& name : metrics) {
       const auto found = v.metrics.find(name);
       html += found == v.metrics.end() ? "<td></td>" : fmt::format("<td>{:.4f}</td>", found->second);
@@ -80,7 +87,9 @@ std::map<std::string, std::vector<Series>> curves_over_length(const StudyResult&
     std::map<std::string, std::vector<std::pair<double, double>>> points;
     for (const auto& [name, value] : variant.metrics) {
       const size_t at = name.find('@');
-      if (at == std::string::npos || name.find_first_not_of("0123456789", at + 1) != std::string::npos || at + 1 == name.size()) continue;
+      if (at == std::string::npos || name.find_first_not_of("0123456789", at + 1) != std::string::npos ||
+          at + 1 == name.size())
+        continue;
       points[name.substr(0, at)].emplace_back(std::stod(name.substr(at + 1)), value);
     }
     for (auto& [name, curve] : points) {
@@ -97,7 +106,8 @@ std::string charts_html(const StudyResult& result) {
   std::string html = "<h2>Curves</h2>\n<div class='charts'>\n" +
                      chart_svg(losses, {.title = "training loss", .x_label = "step", .y_label = "loss"}) + "\n";
   for (const auto& [metric, curves] : curves_over_length(result)) {
-    html += chart_svg(curves, {.title = metric + " by size", .x_label = "size", .y_label = metric, .log_x = true}) + "\n";
+    html +=
+        chart_svg(curves, {.title = metric + " by size", .x_label = "size", .y_label = metric, .log_x = true}) + "\n";
   }
   for (const auto& metric : metric_names(result)) {
     if (metric.find('@') != std::string::npos) continue;
@@ -107,7 +117,10 @@ std::string charts_html(const StudyResult& result) {
       points.push_back({v.name, {}});
       if (found != v.metrics.end()) points.back().points.emplace_back(v.seconds, found->second);
     }
-    html += chart_svg(points, {.title = metric + " against training time", .x_label = "seconds", .y_label = metric, .lines = false}) + "\n";
+    html += chart_svg(
+                points,
+                {.title = metric + " against training time", .x_label = "seconds", .y_label = metric, .lines = false}) +
+            "\n";
   }
   return html + "</div>\n";
 }
@@ -115,10 +128,12 @@ std::string charts_html(const StudyResult& result) {
 }  // namespace
 
 std::string report_html(const Study& study, const StudyResult& result) {
-  std::string html = "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-                     "<meta name='viewport' content='width=device-width, initial-scale=1'>\n";
+  std::string html =
+      "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+      "<meta name='viewport' content='width=device-width, initial-scale=1'>\n";
   html += fmt::format("<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n", html_escape(study.title), kStyle);
-  html += fmt::format("<h1>{}</h1>\n<p>{}</p>\n<p>{}</p>\n", html_escape(study.title), html_escape(study.paper), html_escape(study.about));
+  html += fmt::format("<h1>{}</h1>\n<p>{}</p>\n<p>{}</p>\n", html_escape(study.title), html_escape(study.paper),
+                      html_escape(study.about));
   html += claim_html(result) + table_html(result) + charts_html(result);
   return html + "</body>\n</html>\n";
 }

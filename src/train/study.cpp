@@ -21,7 +21,8 @@ struct StudyOptions {
   }
 };
 
-std::vector<ClaimCheck> parse_checks(const Config& claim, const std::set<std::string>& variants, const std::string& where) {
+std::vector<ClaimCheck> parse_checks(const Config& claim, const std::set<std::string>& variants,
+                                     const std::string& where) {
   if (!claim.is_object() || claim.size() != 1 || !claim.contains("checks") || !claim["checks"].is_array()) {
     misuse("{}: expected checks = [ {{ metric = ..., variant = ..., at_least = ... }} ]", where);
   }
@@ -42,8 +43,8 @@ std::vector<ClaimCheck> parse_checks(const Config& claim, const std::set<std::st
   return checks;
 }
 
-VariantResult train_variant(const StudyVariant& variant, const std::string& study, const std::string& out, int64_t steps,
-                            const StudyObserver& observer, bool& less_is_better) {
+VariantResult train_variant(const StudyVariant& variant, const std::string& study, const std::string& out,
+                            int64_t steps, const StudyObserver& observer, bool& less_is_better) {
   Config recipe = variant.recipe;
   if (steps > 0) recipe["train"]["steps"] = steps;
   Trainer trainer(recipe, study + ": " + variant.name, (std::filesystem::path(out) / variant.name).string(), false);
@@ -98,7 +99,8 @@ std::string ClaimCheck::text() const {
 Study parse_study(const Config& config, const std::string& name) {
   static const std::set<std::string> known = {"study", "variant", "claim", "task", "model", "train"};
   for (const auto& [key, value] : config.items()) {
-    if (known.count(key) == 0) misuse("{}: there is no such key '{}'; a study has {}", name, key, fmt::join(known, ", "));
+    if (known.count(key) == 0)
+      misuse("{}: there is no such key '{}'; a study has {}", name, key, fmt::join(known, ", "));
   }
   const auto options = read_options<StudyOptions>(config.value("study", Config::object()), name + ": study");
   Study study{name, options.title, options.paper, options.about, {}, {}};
@@ -113,7 +115,8 @@ Study parse_study(const Config& config, const std::string& name) {
   for (size_t i = 0; i < config["variant"].size(); ++i) {
     Config overrides = config["variant"][i];
     const std::string where = fmt::format("{}: variant.{}", name, i);
-    if (!overrides.is_object() || !overrides.contains("name") || !overrides["name"].is_string()) misuse("{}: it has no name", where);
+    if (!overrides.is_object() || !overrides.contains("name") || !overrides["name"].is_string())
+      misuse("{}: it has no name", where);
     const auto variant = overrides["name"].get<std::string>();
     const bool plain = !variant.empty() && std::all_of(variant.begin(), variant.end(), [](char c) {
       return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-';
@@ -144,7 +147,8 @@ Config StudyResult::to_json(const Study& study) const {
     judged_checks.push_back({{"text", c.check.text()}, {"value", c.value}, {"holds", c.holds}});
     if (c.other) judged_checks.back()["other"] = *c.other;
   }
-  return {{"study", study.name}, {"title", study.title}, {"judged", judged}, {"holds", judged ? Config(holds()) : Config()},
+  return {{"study", study.name}, {"title", study.title},
+          {"judged", judged},    {"holds", judged ? Config(holds()) : Config()},
           {"variants", all},     {"checks", judged_checks}};
 }
 

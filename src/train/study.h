@@ -68,7 +68,8 @@ struct StudyResult {
 
 /// Who watches a study.
 struct StudyObserver {
-  std::function<void(const std::string& variant, const StepReport&)> on_step = [](const std::string&, const StepReport&) {};
+  std::function<void(const std::string& variant, const StepReport&)> on_step = [](const std::string&,
+                                                                                  const StepReport&) {};
   std::function<void(const VariantResult&)> on_variant = [](const VariantResult&) {};
 };
 

@@ -7,7 +7,9 @@ namespace {
 
 using torch::Tensor;
 
-int64_t integer(const Case& c, const char* key, int64_t otherwise) { return c.config.value(key, otherwise); }
+int64_t integer(const Case& c, const char* key, int64_t otherwise) {
+  return c.config.value(key, otherwise);
+}
 
 TensorMap rope_case(Case& c) {
   RopeOptions options;
@@ -24,8 +26,8 @@ TensorMap rope_case(Case& c) {
   }
   const Tensor x = c.input("x");
   const int64_t offset = integer(c, "offset", 0);
-  const Tensor positions = c.has("positions") ? c.input("positions")
-                                              : torch::arange(offset, offset + x.size(2), torch::kInt64);
+  const Tensor positions =
+      c.has("positions") ? c.input("positions") : torch::arange(offset, offset + x.size(2), torch::kInt64);
   return {{"y", rope(x, positions, options)}};
 }
 
@@ -44,7 +46,8 @@ TensorMap t5_case(Case& c) {
 TensorMap sinusoidal_case(Case& c) {
   const int64_t offset = integer(c, "offset", 0);
   const Tensor at = torch::arange(offset, offset + c.config.at("length").get<int64_t>());
-  return {{"y", sinusoidal_at(at, c.config.at("dim").get<int64_t>(), c.config.value("layout", std::string("interleaved")))}};
+  return {{"y",
+           sinusoidal_at(at, c.config.at("dim").get<int64_t>(), c.config.value("layout", std::string("interleaved")))}};
 }
 
 TensorMap learned_case(Case& c) {
@@ -55,17 +58,19 @@ TensorMap learned_case(Case& c) {
 TensorMap carope_case(Case& c) {
   const Tensor q = c.input("q");
   const Tensor u = c.has("u") ? c.input("u") : c.input("x");
-  Tensor phase = carope_increments(u, c.param.at("weight"), c.optional_param("bias"), q.size(-1), integer(c, "first_exponent", 0))
-                     .cumsum(2);
+  Tensor phase =
+      carope_increments(u, c.param.at("weight"), c.optional_param("bias"), q.size(-1), integer(c, "first_exponent", 0))
+          .cumsum(2);
   if (c.has("phase")) phase = phase + c.input("phase").unsqueeze(2);
   return {{"y", rotate(q, phase, c.config.value("layout", c.config.value("rope_layout", std::string("half"))))},
           {"phase", phase},
           {"state.phase", phase.select(2, phase.size(2) - 1)}};
 }
 
-[[maybe_unused]] const bool registered = adapters().add("position.rope", rope_case) && adapters().add("position.alibi", alibi_case) &&
-                        adapters().add("position.t5_bias", t5_case) && adapters().add("position.sinusoidal", sinusoidal_case) &&
-                        adapters().add("position.learned", learned_case) && adapters().add("position.carope", carope_case);
+[[maybe_unused]] const bool registered =
+    adapters().add("position.rope", rope_case) && adapters().add("position.alibi", alibi_case) &&
+    adapters().add("position.t5_bias", t5_case) && adapters().add("position.sinusoidal", sinusoidal_case) &&
+    adapters().add("position.learned", learned_case) && adapters().add("position.carope", carope_case);
 
 }  // namespace
 }  // namespace seqloom::conformance

@@ -25,7 +25,8 @@ Inputs make_inputs(torch::ScalarType type, double gate_strength, bool scalar_gat
   in.q = torch::randn({B, T, H, K}, options);
   in.k = ops::l2_norm(torch::randn({B, T, H, K}, options), 1e-6);
   in.v = torch::randn({B, T, H, V}, options);
-  in.g = -torch::rand(scalar_gate ? std::vector<int64_t>{B, T, H} : std::vector<int64_t>{B, T, H, K}, options) * gate_strength;
+  in.g = -torch::rand(scalar_gate ? std::vector<int64_t>{B, T, H} : std::vector<int64_t>{B, T, H, K}, options) *
+         gate_strength;
   in.beta = torch::rand({B, T, H}, options) * 2;
   in.state = torch::randn({B, H, K, V}, options);
   return in;
@@ -67,7 +68,8 @@ std::vector<Tensor> with_gradients(const Inputs& from, Run run) {
   }
   const std::pair<Tensor, Tensor> out = run(in);
   torch::manual_seed(9);
-  const Tensor loss = (out.first * torch::randn(out.first.sizes(), out.first.options())).sum() + (out.second * torch::randn(out.second.sizes(), out.second.options())).sum();
+  const Tensor loss = (out.first * torch::randn(out.first.sizes(), out.first.options())).sum() +
+                      (out.second * torch::randn(out.second.sizes(), out.second.options())).sum();
   auto all = torch::autograd::grad({loss}, leaves, {}, false, false, true);
   all.push_back(out.first.detach());
   all.push_back(out.second.detach());
@@ -89,10 +91,13 @@ TEST(GatedLinearAttention, EqualsItsDefinitionForEveryChunkAndGate) {
       const Inputs in = make_inputs(torch::kFloat64, strength, scalar);
       const auto want = with_gradients(in, [](const Inputs& i) { return gla_by_token(i, 0.5); });
       for (const int64_t chunk : {1, 7, 16, 64}) {
-        expect_all_near(with_gradients(in, [&](const Inputs& i) {
-                          const auto [o, S] = ops::gated_linear_attention(i.q, i.k, i.v, i.g, 0.5, i.state, chunk);
-                          return std::pair(o, S);
-                        }), want, 1e-9);
+        expect_all_near(with_gradients(in,
+                                       [&](const Inputs& i) {
+                                         const auto [o, S] =
+                                             ops::gated_linear_attention(i.q, i.k, i.v, i.g, 0.5, i.state, chunk);
+                                         return std::pair(o, S);
+                                       }),
+                        want, 1e-9);
       }
     }
   }
@@ -102,10 +107,11 @@ TEST(GatedLinearAttention, StrongDecayIsExactEnoughInFloat32) {
   torch::manual_seed(2);
   for (const double strength : {1.0, 25.0, 200.0}) {
     const Inputs in = make_inputs(torch::kFloat32, strength, false);
-    expect_all_near(with_gradients(in, [](const Inputs& i) {
-                      const auto [o, S] = ops::gated_linear_attention(i.q, i.k, i.v, i.g, 0.5, i.state);
-                      return std::pair(o, S);
-                    }),
+    expect_all_near(with_gradients(in,
+                                   [](const Inputs& i) {
+                                     const auto [o, S] = ops::gated_linear_attention(i.q, i.k, i.v, i.g, 0.5, i.state);
+                                     return std::pair(o, S);
+                                   }),
                     with_gradients(in, [](const Inputs& i) { return gla_by_token(i, 0.5); }), 2e-5);
   }
 }
@@ -116,10 +122,13 @@ TEST(DeltaRule, EqualsItsDefinitionForEveryChunk) {
     const Inputs in = make_inputs(torch::kFloat64, strength, true);
     const auto want = with_gradients(in, [](const Inputs& i) { return delta_by_token(i, 0.5); });
     for (const int64_t chunk : {1, 7, 16, 64}) {
-      expect_all_near(with_gradients(in, [&](const Inputs& i) {
-                        const auto [o, S] = ops::delta_rule(i.q, i.k, i.v, i.beta, i.g, 0.5, i.state, chunk);
-                        return std::pair(o, S);
-                      }), want, 1e-8);
+      expect_all_near(with_gradients(in,
+                                     [&](const Inputs& i) {
+                                       const auto [o, S] =
+                                           ops::delta_rule(i.q, i.k, i.v, i.beta, i.g, 0.5, i.state, chunk);
+                                       return std::pair(o, S);
+                                     }),
+                      want, 1e-8);
     }
   }
 }
@@ -139,7 +148,8 @@ TEST(DeltaRule, ASecondWriteReplacesTheFirst) {
 TEST(AffineScan, EqualsTheLoopAlsoWithZerosAndSigns) {
   torch::manual_seed(5);
   for (const int64_t tokens : {1, 2, 3, 17, 64, 100}) {
-    Tensor a = torch::randn({2, tokens, 5}, torch::kFloat64), b = torch::randn_like(a), state = torch::randn({2, 5}, torch::kFloat64);
+    Tensor a = torch::randn({2, tokens, 5}, torch::kFloat64), b = torch::randn_like(a),
+           state = torch::randn({2, 5}, torch::kFloat64);
     a.index_put_({a.gt(1)}, 0.0);
     const auto [y, last] = ops::affine_scan(a, b, state);
     Tensor h = state;
