@@ -1,8 +1,10 @@
 #include "io/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -11,17 +13,53 @@
 #include "base/error.h"
 
 namespace seqloom {
+namespace {
 
-AtomicFile::AtomicFile(std::string path)
-    : path_(std::move(path)), temporary_(fmt::format("{}.{}.part", path_, getpid())) {
-  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+namespace fs = std::filesystem;
+
+/// The file that links lead to, or the path itself where nothing exists.
+std::string resolved(const std::string& path) {
+  std::error_code missing;
+  const fs::path target = fs::canonical(path, missing);
+  return missing ? path : target.string();
+}
+
+bool is_device_or_pipe(const std::string& path) {
+  struct stat status {};
+  return stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode);
+}
+
+/// The rename itself must reach the disk as well.
+void sync_folder(const std::string& path) {
+  const fs::path folder = fs::path(path).parent_path();
+  const int fd = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;  // a folder that may be written but not read cannot be synced
+  fsync(fd);
+  close(fd);
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
+  static std::atomic<int> count = 0;  // two threads may write the same file
+  if (is_device_or_pipe(path_)) {
+    fd_ = open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  } else {
+    target_ = resolved(path_);
+    temporary_ = fmt::format("{}.{}-{}.part", target_, getpid(), count++);
+    fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
+  }
   if (fd_ < 0) fail("{}: cannot be written: {}", path_, std::strerror(errno));
 }
 
 AtomicFile::~AtomicFile() {
+  discard();
+}
+
+void AtomicFile::discard() {
   if (fd_ < 0) return;
-  close(fd_);
-  unlink(temporary_.c_str());
+  close(std::exchange(fd_, -1));
+  if (!temporary_.empty()) unlink(temporary_.c_str());
 }
 
 void AtomicFile::write(const void* data, size_t size) {
@@ -36,20 +74,14 @@ void AtomicFile::write(const void* data, size_t size) {
 }
 
 void AtomicFile::commit() {
-  if (fsync(fd_) != 0) fail("{}: syncing failed: {}", path_, std::strerror(errno));
+  if (!temporary_.empty()) {
+    if (fsync(fd_) != 0) fail("{}: syncing failed: {}", path_, std::strerror(errno));
+    if (rename(temporary_.c_str(), target_.c_str()) != 0) {
+      fail("{}: cannot be replaced: {}", path_, std::strerror(errno));
+    }
+    sync_folder(target_);
+  }
   close(std::exchange(fd_, -1));
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) {
-    const std::string reason = std::strerror(errno);
-    unlink(temporary_.c_str());
-    fail("{}: cannot be replaced: {}", path_, reason);
-  }
-  // The rename itself must reach the disk: sync the folder.
-  const auto folder = std::filesystem::absolute(path_).parent_path();
-  const int folder_fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder_fd >= 0) {
-    fsync(folder_fd);
-    close(folder_fd);
-  }
 }
 
 void write_file_atomically(const std::string& path, std::string_view content) {

@@ -6,7 +6,8 @@
 namespace seqloom {
 
 /// A file that comes into being whole or not at all: written under a temporary name in the same folder, synced and
-/// renamed by commit(). Without commit() nothing remains. Throws Error naming the file.
+/// renamed by commit(). Without commit() nothing remains and an older file stays. A link is followed, and a device or a
+/// pipe (/dev/stdout) is written as it is. Throws Error naming the file.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);
@@ -19,7 +20,10 @@ class AtomicFile {
   void commit();
 
  private:
-  std::string path_, temporary_;
+  void discard();
+
+  std::string path_;
+  std::string target_, temporary_;  // temporary_ is empty for a device or a pipe
   int fd_ = -1;
 };
 

@@ -1,30 +1,96 @@
 #include "io/json.h"
 
-#include <set>
+#include <algorithm>
+
+#include "io/utf8.h"
 
 namespace seqloom {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr size_t kMaxDepth = 64;
+constexpr size_t kMaxValues = 10'000'000;
+
+/// Builds the tree from the parser's events. The parser's own builder keeps the last of two equal keys, and with a
+/// callback that could notice them it takes time quadratic in the number of tables.
+class Builder final : public nlohmann::json_sax<Config> {
+ public:
+  Builder(Config& root, const std::string& name) : root_(root), name_(name) {}
+
+  bool null() override { return add(nullptr); }
+  bool boolean(bool value) override { return add(value); }
+  bool number_integer(number_integer_t value) override { return add(value); }
+  bool number_unsigned(number_unsigned_t value) override { return add(value); }
+  bool number_float(number_float_t value, const string_t&) override { return add(value); }
+  bool string(string_t& value) override { return add(std::move(value)); }
+  bool binary(binary_t& value) override { return add(std::move(value)); }
+  bool start_object(size_t) override { return open(Config::object()); }
+  bool start_array(size_t) override { return open(Config::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t& value) override {
+    const auto [place, is_new] = open_.back()->get_ref<Config::object_t&>().emplace(value, nullptr);
+    if (!is_new) fail("{}: the key '{}' occurs twice", name_, printable(value));
+    place_ = &place->second;
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const Config::exception& error) override {
+    std::string_view what = error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    what.remove_prefix(std::min(what.find(' '), what.size() - 1) + 1);
+    fail("{}: not valid JSON: {}", name_, printable(what, 240));
+  }
+
+ private:
+  Config& insert(Config value) {
+    if (++values_ > kMaxValues) fail("{}: more than {} JSON values", name_, kMaxValues);
+    if (open_.empty()) return root_ = std::move(value);
+    if (open_.back()->is_object()) return *place_ = std::move(value);
+    open_.back()->push_back(std::move(value));
+    return open_.back()->back();
+  }
+  bool add(Config value) {
+    insert(std::move(value));
+    return true;
+  }
+  bool open(Config value) {
+    if (open_.size() == kMaxDepth) fail("{}: JSON nested deeper than {} levels", name_, kMaxDepth);
+    open_.push_back(&insert(std::move(value)));
+    return true;
+  }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  Config& root_;
+  const std::string& name_;
+  std::vector<Config*> open_;  // tables and lists that are not closed; a parent does not grow while a child is open
+  Config* place_ = nullptr;    // of the last key
+  size_t values_ = 0;
+};
 
 }  // namespace
 
 Config parse_json(std::string_view text, const std::string& name) {
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto watch = [&](int depth, Config::parse_event_t event, Config& parsed) {
-    if (depth > kMaxDepth) fail("{}: JSON nested deeper than {} levels", name, kMaxDepth);
-    if (event == Config::parse_event_t::object_start) keys.emplace_back();
-    if (event == Config::parse_event_t::object_end) keys.pop_back();
-    if (event == Config::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
-      fail("{}: the key {} occurs twice", name, parsed.dump());
+  Config root;
+  Builder builder(root, name);
+  Config::sax_parse(text.begin(), text.end(), &builder);
+  return root;
+}
+
+std::string printable(std::string_view text, size_t limit) {
+  std::string result;
+  while (!text.empty()) {
+    if (result.size() >= limit) return result + "...";
+    const Utf8Step step = utf8_step(text);
+    const auto first = static_cast<unsigned char>(text.front());
+    if (step.kind == Utf8Step::Kind::kWhole && first >= 0x20 && first != 0x7f) {
+      result += text.substr(0, step.bytes);
+    } else {
+      for (const char c : text.substr(0, step.bytes)) result += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
     }
-    return true;
-  };
-  try {
-    return Config::parse(text.begin(), text.end(), watch);
-  } catch (const Config::exception& error) {
-    fail("{}: not valid JSON: {}", name, error.what());
+    text.remove_prefix(step.bytes);
   }
+  return result;
 }
 
 }  // namespace seqloom

@@ -6,8 +6,11 @@
 
 namespace seqloom {
 
-/// JSON from untrusted text: nesting of at most 64 levels, no duplicate keys, valid UTF-8. Throws Error that begins
-/// with `name` and says what is wrong and where.
+/// JSON from untrusted text: nesting of at most 64 levels, at most ten million values, no duplicate keys, valid UTF-8.
+/// Throws Error that begins with `name` and says what is wrong and where.
 Config parse_json(std::string_view text, const std::string& name);
+
+/// Untrusted text for a message: on one line, without control characters, valid UTF-8, cut after `limit` bytes.
+std::string printable(std::string_view text, size_t limit = 80);
 
 }  // namespace seqloom

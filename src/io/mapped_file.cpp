@@ -14,9 +14,9 @@
 namespace seqloom {
 namespace {
 
-/// An open file descriptor that closes itself.
+/// An open file descriptor that closes itself. Opening a pipe does not wait for its writer.
 struct Descriptor {
-  explicit Descriptor(const std::string& path) : fd(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  explicit Descriptor(const std::string& path) : fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (fd < 0) fail("{}: cannot be opened: {}", path, std::strerror(errno));
   }
   ~Descriptor() { close(fd); }

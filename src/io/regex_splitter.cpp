@@ -9,21 +9,36 @@
 namespace seqloom {
 namespace {
 
+constexpr size_t kMaxPattern = 4096;  // bytes
+
 std::string pcre_message(int code) {
   PCRE2_UCHAR text[256];
   pcre2_get_error_message(code, text, sizeof text);
   return reinterpret_cast<const char*>(text);
 }
 
-/// How many bytes at the start of `text` are valid UTF-8.
-size_t valid_prefix(std::string_view text) {
-  size_t at = 0;
-  while (at < text.size()) {
-    const Utf8Step step = utf8_step(text.substr(at));
-    if (step.kind != Utf8Step::Kind::kWhole) break;
-    at += step.bytes;
+/// White space as Unicode and other engines have it. PCRE2 adds U+180E, and has the property only since 10.40.
+constexpr std::string_view kSpaces =
+    R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
+
+/// The pattern with \s, and \S outside of classes, written out as kSpaces.
+std::string with_unicode_spaces(const std::string& pattern) {
+  std::string result;
+  bool in_class = false;
+  for (size_t at = 0; at < pattern.size(); ++at) {
+    const std::string_view two = std::string_view(pattern).substr(at, 2);
+    if (two == "\\s" || (two == "\\S" && !in_class)) {
+      result += fmt::format("{}{}{}", in_class ? "" : two == "\\s" ? "[" : "[^", kSpaces, in_class ? "" : "]");
+      ++at;
+    } else if (two.front() == '\\') {
+      result += two;
+      ++at;
+    } else {
+      in_class = two.front() == '[' || (in_class && two.front() != ']');
+      result += two.front();
+    }
   }
-  return at;
+  return result;
 }
 
 }  // namespace
@@ -31,7 +46,9 @@ size_t valid_prefix(std::string_view text) {
 RegexSplitter::RegexSplitter(const std::string& pattern, const std::string& name) : name_(name) {
   int error = 0;
   PCRE2_SIZE where = 0;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | PCRE2_UCP,
+  if (pattern.size() > kMaxPattern) fail("{}: a pre-tokenizer's pattern of {} bytes", name, pattern.size());
+  const std::string written = with_unicode_spaces(pattern);
+  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(written.data()), written.size(), PCRE2_UTF | PCRE2_UCP,
                                    &error, &where, nullptr);
   if (code == nullptr)
     fail("{}: the pre-tokenizer's pattern is not valid at offset {}: {}", name, where, pcre_message(error));
@@ -48,7 +65,7 @@ RegexSplitter::RegexSplitter(const std::string& pattern, const std::string& name
 std::vector<std::string_view> RegexSplitter::split(std::string_view text) const {
   std::vector<std::string_view> pieces;
   while (!text.empty()) {
-    const size_t valid = valid_prefix(text);
+    const size_t valid = utf8_prefix(text);
     if (valid > 0) split_valid(text.substr(0, valid), pieces);
     text.remove_prefix(valid);
     if (text.empty()) break;

@@ -10,10 +10,21 @@ namespace seqloom {
 namespace {
 
 const std::map<std::string, torch::ScalarType>& types() {
-  static const std::map<std::string, torch::ScalarType> table = {
-      {"F64", torch::kFloat64}, {"F32", torch::kFloat32}, {"F16", torch::kFloat16}, {"BF16", torch::kBFloat16},
-      {"I64", torch::kInt64},   {"I32", torch::kInt32},   {"I16", torch::kInt16},   {"I8", torch::kInt8},
-      {"U8", torch::kUInt8},    {"BOOL", torch::kBool}};
+  static const std::map<std::string, torch::ScalarType> table = {{"F64", torch::kFloat64},
+                                                                 {"F32", torch::kFloat32},
+                                                                 {"F16", torch::kFloat16},
+                                                                 {"BF16", torch::kBFloat16},
+                                                                 {"F8_E4M3", torch::kFloat8_e4m3fn},
+                                                                 {"F8_E5M2", torch::kFloat8_e5m2},
+                                                                 {"I64", torch::kInt64},
+                                                                 {"I32", torch::kInt32},
+                                                                 {"I16", torch::kInt16},
+                                                                 {"I8", torch::kInt8},
+                                                                 {"U64", torch::kUInt64},
+                                                                 {"U32", torch::kUInt32},
+                                                                 {"U16", torch::kUInt16},
+                                                                 {"U8", torch::kUInt8},
+                                                                 {"BOOL", torch::kBool}};
   return table;
 }
 
@@ -33,9 +44,7 @@ torch::Tensor Safetensors::load(const std::string& name) const {
   const auto found = header_.tensors.find(name);
   if (found == header_.tensors.end()) fail("{}: there is no tensor '{}'", path_, name);
   const TensorInfo& info = found->second;
-  const auto type = types().find(info.dtype);
-  if (type == types().end()) fail("{}: tensor '{}' has type {}, which cannot be loaded", path_, name, info.dtype);
-  torch::Tensor tensor = torch::empty(info.shape, type->second);
+  torch::Tensor tensor = torch::empty(info.shape, types().at(info.dtype));
   const std::byte* source = file_.bytes().data() + header_.data_start + info.begin;
   if (info.dtype == "BOOL") {
     // any other byte than 0 and 1 in a bool is undefined behaviour
@@ -58,13 +67,19 @@ void save_safetensors(const std::string& path, const TensorMap& tensors, const M
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t at = 0;
   for (const auto& [name, tensor] : tensors) {
+    if (name == "__metadata__") misuse("{}: a tensor cannot be called __metadata__", path);
     data.push_back(tensor.detach().to(torch::kCPU).contiguous());
     header[name] = {{"dtype", type_name(tensor.scalar_type())},
                     {"shape", tensor.sizes().vec()},
                     {"data_offsets", {at, at + data.back().nbytes()}}};
     at += data.back().nbytes();
   }
-  std::string text = header.dump();
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const Config::exception&) {
+    misuse("{}: a tensor's name or the metadata is not UTF-8", path);
+  }
   text.append((8 - text.size() % 8) % 8, ' ');  // tensors begin at a multiple of 8
   std::string length(8, '\0');
   for (size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(text.size() >> (8 * i) & 0xff);

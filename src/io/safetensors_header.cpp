@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kMaxHeader = 100'000'000;  // the format's own limit
 constexpr size_t kMaxDims = 32;
+constexpr uint64_t kMaxExtent = uint64_t{1} << 62;
 
 TensorInfo parse_tensor(const Config& entry, const std::string& where) {
   if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
@@ -19,19 +20,23 @@ TensorInfo parse_tensor(const Config& entry, const std::string& where) {
   const Config &dtype = entry["dtype"], &shape = entry["shape"], &offsets = entry["data_offsets"];
   TensorInfo info;
   if (!dtype.is_string() || safetensors_element_size(dtype.get<std::string>()) == 0) {
-    fail("{}: dtype {} is not one of the format's", where,
-         dtype.dump(-1, ' ', false, Config::error_handler_t::replace));
+    fail("{}: dtype {} is not one of the format's", where, printable(dtype.dump()));
   }
   info.dtype = dtype.get<std::string>();
   if (!shape.is_array() || shape.size() > kMaxDims)
     fail("{}: the shape is not a list of at most {} sizes", where, kMaxDims);
-  uint64_t bytes = safetensors_element_size(info.dtype);
+  uint64_t extent = safetensors_element_size(info.dtype);
+  bool empty = false;
   for (const auto& size : shape) {
-    if (!size.is_number_unsigned() || size.get<uint64_t>() > (uint64_t{1} << 62))
+    if (!size.is_number_unsigned() || size.get<uint64_t>() > kMaxExtent)
       fail("{}: a size in its shape is not a whole number", where);
     info.shape.push_back(size.get<int64_t>());
-    if (__builtin_mul_overflow(bytes, size.get<uint64_t>(), &bytes)) fail("{}: its shape overflows", where);
+    // the sizes beside a zero count as well: a tensor's strides are made of them
+    if (__builtin_mul_overflow(extent, std::max<uint64_t>(size.get<uint64_t>(), 1), &extent) || extent > kMaxExtent)
+      fail("{}: its shape overflows", where);
+    empty = empty || size == 0;
   }
+  const uint64_t bytes = empty ? 0 : extent;
   if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
       !offsets[1].is_number_unsigned()) {
     fail("{}: data_offsets is not a pair of whole numbers", where);
@@ -39,8 +44,8 @@ TensorInfo parse_tensor(const Config& entry, const std::string& where) {
   info.begin = offsets[0].get<uint64_t>();
   info.end = offsets[1].get<uint64_t>();
   if (info.begin > info.end || info.end - info.begin != bytes) {
-    fail("{}: {} of shape {} takes {} bytes, its data_offsets say {}..{}", where, info.dtype, shape.dump(), bytes,
-         info.begin, info.end);
+    fail("{}: {} of shape {} takes {} bytes, its data_offsets say {}..{}", where, info.dtype, printable(shape.dump()),
+         bytes, info.begin, info.end);
   }
   return info;
 }
@@ -54,11 +59,12 @@ void check_coverage(const SafetensorsHeader& header, uint64_t data_size, const s
   uint64_t covered = 0;
   for (const auto& [tensor, info] : order) {
     if (info->end > data_size) {
-      fail("{}: tensor '{}' ends at byte {} of {}: the file is truncated", name, *tensor, info->end, data_size);
+      fail("{}: tensor '{}' ends at byte {} of {}: the file is truncated", name, printable(*tensor), info->end,
+           data_size);
     }
-    if (info->begin < covered) fail("{}: tensor '{}' overlaps another one", name, *tensor);
+    if (info->begin < covered) fail("{}: tensor '{}' overlaps another one", name, printable(*tensor));
     if (info->begin > covered)
-      fail("{}: {} bytes before tensor '{}' belong to no tensor", name, info->begin - covered, *tensor);
+      fail("{}: {} bytes before tensor '{}' belong to no tensor", name, info->begin - covered, printable(*tensor));
     covered = info->end;
   }
   if (covered != data_size) fail("{}: {} bytes at its end belong to no tensor", name, data_size - covered);
@@ -90,12 +96,12 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file, cons
   header.data_start = 8 + length;
   for (const auto& [key, entry] : json.items()) {
     if (key != "__metadata__") {
-      header.tensors[key] = parse_tensor(entry, fmt::format("{}: tensor '{}'", name, key));
+      header.tensors[key] = parse_tensor(entry, fmt::format("{}: tensor '{}'", name, printable(key)));
       continue;
     }
     if (!entry.is_object()) fail("{}: __metadata__ is not a table", name);
     for (const auto& [field, value] : entry.items()) {
-      if (!value.is_string()) fail("{}: __metadata__.{} is not text", name, field);
+      if (!value.is_string()) fail("{}: __metadata__.{} is not text", name, printable(field));
       header.metadata[field] = value.get<std::string>();
     }
   }

@@ -1,6 +1,5 @@
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include "io/mapped_file.h"
@@ -21,7 +20,9 @@ class TokenFile {
   void read(int64_t begin, int64_t count, int64_t* out) const;
 
  private:
-  std::unique_ptr<MappedFile> file_;
+  std::string path_;  // of what is mapped
+  int64_t vocabulary_;
+  MappedFile file_;
   int64_t header_ = 0, width_ = 1, size_ = 0;  // bytes before the tokens, bytes a token, tokens
 };
 

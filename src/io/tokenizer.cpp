@@ -23,6 +23,7 @@ class ByteTokenizer final : public Tokenizer {
   }
   int64_t vocabulary() const override { return 256; }
   std::string kind() const override { return "bytes"; }
+  uint64_t fingerprint() const override { return 0; }
 };
 
 constexpr const char* kReplacement = "\xef\xbf\xbd";

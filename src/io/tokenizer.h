@@ -19,6 +19,8 @@ class Tokenizer {
   virtual int64_t vocabulary() const = 0;
   /// "bytes" or "bpe".
   virtual std::string kind() const = 0;
+  /// Differs between tokenizers that encode differently, for telling whether cached ids are stale.
+  virtual uint64_t fingerprint() const = 0;
 
   std::string decode(std::span<const int32_t> ids) const;
 };

@@ -31,4 +31,14 @@ Utf8Step utf8_step(std::string_view text) {
   return {good == text.size() ? Utf8Step::Kind::kCut : Utf8Step::Kind::kInvalid, good};
 }
 
+size_t utf8_prefix(std::string_view text) {
+  size_t at = 0;
+  while (at < text.size()) {
+    const Utf8Step step = utf8_step(text.substr(at));
+    if (step.kind != Utf8Step::Kind::kWhole) break;
+    at += step.bytes;
+  }
+  return at;
+}
+
 }  // namespace seqloom

@@ -14,4 +14,11 @@ struct Utf8Step {
 /// RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF.
 Utf8Step utf8_step(std::string_view text);
 
+/// How many bytes at the start of `text` are whole characters.
+size_t utf8_prefix(std::string_view text);
+
+inline bool is_utf8(std::string_view text) {
+  return utf8_prefix(text) == text.size();
+}
+
 }  // namespace seqloom
