@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cctype>
 #include <nlohmann/json.hpp>
 
 #include "support/process.h"
@@ -102,12 +101,12 @@ TEST_F(Cli, ASavedStateGoesOnAsIfNothingHadHappened) {
 
 TEST_F(Cli, StopStringsEndTheText) {
   ASSERT_EQ(train().status, 0);
-  const std::string command = "generate " + run_folder() + " --prompt 'a' --tokens 200 --temperature 0 --json ";
+  const std::string command = "generate " + run_folder() + " --prompt 'a' --tokens 200 --seed 3 --json ";
   const auto whole = json::parse(seqloom(command).out)["text"].get<std::string>();
-  size_t at = 4;  // two letters: an untrained model also makes halves of characters
-  const auto letter = [&](size_t i) { return whole[i] >= 'A' && whole[i] <= 'z' && std::isalpha(whole[i]) != 0; };
-  while (at + 2 < whole.size() && !(letter(at) && letter(at + 1))) ++at;
-  const std::string stop = whole.substr(at, 2);
+  size_t at = 4;  // a letter: an untrained model also makes halves of characters
+  while (at < whole.size() && !(whole[at] >= 'a' && whole[at] <= 'z')) ++at;
+  ASSERT_LT(at, whole.size());
+  const std::string stop = whole.substr(at, 1);
   const json cut = json::parse(seqloom(command + "--stop '" + stop + "'").out);
   EXPECT_TRUE(cut["stopped"].get<bool>());
   EXPECT_EQ(cut["text"], whole.substr(0, whole.find(stop)));
