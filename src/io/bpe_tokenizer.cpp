@@ -166,7 +166,8 @@ void BpeTokenizer::read_merges(const Config& model) {
     const auto pair = merge_pair(merges[rank]);
     if (!pair) fail("{}: merge {} is {}; expected two tokens", name_, rank, printable(merges[rank].dump()));
     const auto& [left, right] = *pair;
-    merges_.add(known(left, rank), known(right, rank), static_cast<int32_t>(rank), known(left + right, rank));
+    const int32_t a = known(left, rank), b = known(right, rank);
+    merges_.add(a, b, static_cast<int32_t>(rank), known(left + right, rank));
   }
 }
 
@@ -213,7 +214,7 @@ void BpeTokenizer::read_steps(const Config& root) {
     fail("{}: the pre-tokenizer's sequence is not a list of at most {}", name_, kMaxSteps);
   }
   bool byte_level = false;
-  for (const auto& step : sequence ? steps : Config::array({pre})) {
+  for (const auto& step : sequence || pre.is_null() ? steps : Config::array({pre})) {
     steps_.push_back(read_step(step));
     byte_level = byte_level || text(step, "type") == "ByteLevel";
   }

@@ -141,8 +141,8 @@ TEST(BpeTokenizer, RefusesWhatItCannotBe) {
 
 TEST(BpeTokenizer, AHostilePatternGivesUp) {
   const char* step = R"({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-    {"type": "Split", "pattern": {"Regex": "(a|aa|a?a)+$b"}, "behavior": "Isolated"}, {"type": "ByteLevel"}]}})";
-  EXPECT_ERROR(small(step)->encode(std::string(1000, 'a')), "t.json: the pre-tokenizer's pattern gave up");
+    {"type": "Split", "pattern": {"Regex": "(a|aa|a?a)+[bc]"}, "behavior": "Isolated"}, {"type": "ByteLevel"}]}})";
+  EXPECT_ERROR(small(step)->encode(std::string(1000, 'a') + "!"), "t.json: the pre-tokenizer's pattern gave up");
 }
 
 TEST(ByteTokenizer, EveryByteIsAToken) {
