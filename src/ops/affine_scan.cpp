@@ -15,9 +15,7 @@ using torch::Tensor;
 Tensor scan(const Tensor& a, const Tensor& b) {
   const int64_t tokens = b.size(1);
   if (tokens == 1) return b;
-  const auto every_other = [](const Tensor& x, int64_t first) {
-    return x.slice(1, first, x.size(1), 2);
-  };
+  const auto every_other = [](const Tensor& x, int64_t first) { return x.slice(1, first, x.size(1), 2); };
   const Tensor a_even = every_other(a, 0), b_even = every_other(b, 0);
   const Tensor a_odd = every_other(a, 1), b_odd = every_other(b, 1);
   const int64_t pairs = b_odd.size(1);

@@ -29,19 +29,22 @@ void check_map(const char* name, const Tensor& m, const Tensor& u, const Tensor&
     misuse("selective_scan: {} has {} groups, which do not divide E = {}", name, m.size(1), channels);
   }
   if (!constant && !plain && !grouped) {
-    misuse("selective_scan: {} is {}, expected [E, N], [B, N, T] or [B, G, N, T] with B = {}, E = {}, N = {}, T = {}", name,
-           fmt::streamed(m.sizes()), batch, channels, states, tokens);
+    misuse("selective_scan: {} is {}, expected [E, N], [B, N, T] or [B, G, N, T] with B = {}, E = {}, N = {}, T = {}",
+           name, fmt::streamed(m.sizes()), batch, channels, states, tokens);
   }
 }
 
-void check_shapes(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C, const Optional& D,
-                  const Optional& z, const Optional& bias, const Optional& state) {
-  if (u.dim() != 3 || u.size(2) < 1) misuse("selective_scan: u is {}, expected [B, E, T] with T >= 1", fmt::streamed(u.sizes()));
+void check_shapes(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                  const Optional& D, const Optional& z, const Optional& bias, const Optional& state) {
+  if (!u.is_floating_point()) misuse("selective_scan: u holds {}, expected a floating type", fmt::streamed(u.dtype()));
+  if (u.dim() != 3 || u.size(2) < 1)
+    misuse("selective_scan: u is {}, expected [B, E, T] with T >= 1", fmt::streamed(u.sizes()));
   if (A.dim() != 2 || A.size(0) != u.size(1) || A.size(1) < 1) {
     misuse("selective_scan: A is {}, expected [E, N] with E = {}", fmt::streamed(A.sizes()), u.size(1));
   }
   const auto same = [&](const char* name, const Tensor& t, torch::IntArrayRef shape) {
-    if (t.sizes() != shape) misuse("selective_scan: {} is {}, expected {}", name, fmt::streamed(t.sizes()), fmt::streamed(shape));
+    if (t.sizes() != shape)
+      misuse("selective_scan: {} is {}, expected {}", name, fmt::streamed(t.sizes()), fmt::streamed(shape));
   };
   same("delta", delta, u.sizes());
   if (z) same("z", *z, u.sizes());
@@ -61,9 +64,9 @@ Tensor per_channel(const Tensor& m, const Tensor& u, bool is_complex) {
   return map.repeat_interleave(u.size(1) / map.size(1), 1).permute({0, 3, 1, 2});
 }
 
-std::tuple<Tensor, Tensor> reference(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-                                     const Optional& D, const Optional& z, const Optional& bias, bool softplus,
-                                     const Optional& initial_state) {
+std::tuple<Tensor, Tensor> reference(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                                     const Tensor& C, const Optional& D, const Optional& z, const Optional& bias,
+                                     bool softplus, const Optional& initial_state) {
   const auto token_major = [](const Tensor& t) { return widened(t).transpose(1, 2); };
   Tensor step = token_major(delta);
   if (bias) step = step + widened(*bias);
@@ -79,7 +82,9 @@ std::tuple<Tensor, Tensor> reference(const Tensor& u, const Tensor& delta, const
   return {y.transpose(1, 2).to(u.scalar_type()), last};
 }
 
-int64_t groups_of(const Tensor& m) { return m.dim() == 4 ? m.size(1) : 1; }
+int64_t groups_of(const Tensor& m) {
+  return m.dim() == 4 ? m.size(1) : 1;
+}
 
 /// B or C in the kernel's layout: [N, E] when constant, else [B, T, G, N] with `groups` groups.
 Tensor kernel_map(const Tensor& m, int64_t groups) {
@@ -91,10 +96,11 @@ Tensor kernel_map(const Tensor& m, int64_t groups) {
 /// The fused kernel with its gradient, in the kernel's layouts: u, delta, A, B, C, D, z, bias, state.
 class FusedScan : public torch::autograd::Function<FusedScan> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-                               const Tensor& C, const Optional& D, const Optional& z, const Optional& bias, const Tensor& state,
-                               bool softplus, bool needs_gradient) {
-    cpu::ScanInputs in{u, delta, z.value_or(Tensor()), A, B, C, D.value_or(Tensor()), bias.value_or(Tensor()), state, softplus};
+  static variable_list forward(AutogradContext* context, const Tensor& u, const Tensor& delta, const Tensor& A,
+                               const Tensor& B, const Tensor& C, const Optional& D, const Optional& z,
+                               const Optional& bias, const Tensor& state, bool softplus, bool needs_gradient) {
+    cpu::ScanInputs in{u,     delta,   z.value_or(Tensor()), A, B, C, D.value_or(Tensor()), bias.value_or(Tensor()),
+                       state, softplus};
     const cpu::ScanOutputs out = cpu::selective_scan_forward(in, needs_gradient);
     context->save_for_backward({in.u, in.delta, in.z, in.A, in.B, in.C, in.D, in.bias, in.state, out.checkpoints});
     context->saved_data["softplus"] = softplus;
@@ -102,16 +108,18 @@ class FusedScan : public torch::autograd::Function<FusedScan> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    refuse_second_derivative("selective_scan");
     const auto s = context->get_saved_variables();
-    const cpu::ScanInputs in{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], context->saved_data["softplus"].toBool()};
+    const cpu::ScanInputs in{s[0], s[1], s[2], s[3], s[4],
+                             s[5], s[6], s[7], s[8], context->saved_data["softplus"].toBool()};
     const auto g = cpu::selective_scan_backward(in, s[9], gradients[0].contiguous(), gradients[1].contiguous());
     return {g.u, g.delta, g.A, g.B, g.C, g.D, g.z, g.bias, g.state, Tensor(), Tensor()};
   }
 };
 
-std::tuple<Tensor, Tensor> fused(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-                                 const Optional& D, const Optional& z, const Optional& bias, bool softplus,
-                                 const Optional& initial_state) {
+std::tuple<Tensor, Tensor> fused(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                                 const Tensor& C, const Optional& D, const Optional& z, const Optional& bias,
+                                 bool softplus, const Optional& initial_state) {
   // Channel-major tensors are usually transposed views of what a GEMM left: token-major then costs nothing.
   const auto token_major = [](const Tensor& t) { return widened(t).transpose(1, 2).contiguous(); };
   const auto wide = [](const Optional& t) { return t ? std::make_optional(widened(*t).contiguous()) : std::nullopt; };
@@ -119,27 +127,25 @@ std::tuple<Tensor, Tensor> fused(const Tensor& u, const Tensor& delta, const Ten
   const Tensor state = initial_state ? widened(*initial_state).transpose(1, 2).contiguous()
                                      : torch::zeros({u.size(0), A.size(1), u.size(1)}, widened(A).options());
   bool needs_gradient = false;
-  for (const Optional& t : {Optional(u), Optional(delta), Optional(A), Optional(B), Optional(C), D, z, bias, initial_state}) {
+  for (const Optional& t :
+       {Optional(u), Optional(delta), Optional(A), Optional(B), Optional(C), D, z, bias, initial_state}) {
     needs_gradient = needs_gradient || (t && t->requires_grad());
   }
   const int64_t groups = std::lcm(groups_of(B), groups_of(C));
-  const auto out = FusedScan::apply(token_major(u), token_major(delta), widened(A).t().contiguous(), kernel_map(widened(B), groups),
-                                    kernel_map(widened(C), groups), wide(D), gate, wide(bias), state, softplus,
-                                    needs_gradient && torch::GradMode::is_enabled());
+  const auto out = FusedScan::apply(token_major(u), token_major(delta), widened(A).t().contiguous(),
+                                    kernel_map(widened(B), groups), kernel_map(widened(C), groups), wide(D), gate,
+                                    wide(bias), state, softplus, needs_gradient && torch::GradMode::is_enabled());
   return {out[0].to(u.scalar_type()).transpose(1, 2), out[1].transpose(1, 2)};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-                                          const Optional& D, const Optional& z, const Optional& delta_bias, bool delta_softplus,
+std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                                          const Tensor& C, const Optional& D, const Optional& z,
+                                          const Optional& delta_bias, bool delta_softplus,
                                           const Optional& initial_state) {
   check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state);
-  bool float32 = u.is_cpu();
-  for (const Optional& t : {Optional(u), Optional(delta), Optional(A), Optional(B), Optional(C), D, z, delta_bias, initial_state}) {
-    float32 = float32 && (!t || widened(*t).scalar_type() == torch::kFloat32);
-  }
-  const auto run = fused_enabled() && float32 ? fused : reference;
+  const auto run = takes_fused({u, delta, A, B, C, D, z, delta_bias, initial_state}) ? fused : reference;
   return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state);
 }
 

@@ -46,7 +46,8 @@ void ConvBackwardTaps(const float* dy, const float* history, const float* taps, 
       if (silu) {
         auto a = bias != nullptr ? LoadFirst(d, bias + e, count) : hn::Zero(d);
         for (size_t j = 0; j < width; ++j) {
-          a = hn::MulAdd(LoadFirst(d, taps + j * channels + e, count), LoadFirst(d, history + (t + j) * channels + e, count), a);
+          a = hn::MulAdd(LoadFirst(d, taps + j * channels + e, count),
+                         LoadFirst(d, history + (t + j) * channels + e, count), a);
         }
         const auto s = Sigmoid(d, a);
         gradient = hn::Mul(gradient, hn::Mul(s, hn::MulAdd(a, hn::Sub(one, s), one)));
@@ -54,7 +55,8 @@ void ConvBackwardTaps(const float* dy, const float* history, const float* taps, 
       StoreFirst(d, gradient, da + t * channels + e, count);
       for (size_t j = 0; j < width; ++j) {
         const auto x = LoadFirst(d, history + (t + j) * channels + e, count);
-        StoreFirst(d, hn::MulAdd(gradient, x, LoadFirst(d, dtaps + j * channels + e, count)), dtaps + j * channels + e, count);
+        StoreFirst(d, hn::MulAdd(gradient, x, LoadFirst(d, dtaps + j * channels + e, count)), dtaps + j * channels + e,
+                   count);
       }
       if (dbias != nullptr) StoreFirst(d, hn::Add(gradient, LoadFirst(d, dbias + e, count)), dbias + e, count);
     }
@@ -72,7 +74,8 @@ void ConvBackwardInput(const float* da, const float* taps, float* dx, size_t fir
       auto sum = hn::Zero(d);
       for (size_t j = 0; j < width; ++j) {
         if (s < j || s - j >= tokens) continue;
-        sum = hn::MulAdd(LoadFirst(d, taps + j * channels + e, count), LoadFirst(d, da + (s - j) * channels + e, count), sum);
+        sum = hn::MulAdd(LoadFirst(d, taps + j * channels + e, count), LoadFirst(d, da + (s - j) * channels + e, count),
+                         sum);
       }
       StoreFirst(d, sum, dx + s * channels + e, count);
     }
@@ -94,9 +97,13 @@ namespace {
 /// Rows that one task takes. The cut does not depend on the number of threads, so results do not either.
 constexpr int64_t kRows = 256;
 
-int64_t blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
+int64_t blocks(int64_t rows) {
+  return (rows + kRows - 1) / kRows;
+}
 
-const float* pointer(const torch::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+const float* pointer(const torch::Tensor& t) {
+  return t.defined() ? t.const_data_ptr<float>() : nullptr;
+}
 
 /// Runs work(sequence, first row, last row) over all blocks of rows in parallel.
 template <typename Work>
@@ -112,8 +119,8 @@ void for_row_blocks(int64_t batch, int64_t rows, Work work) {
 
 }  // namespace
 
-torch::Tensor causal_conv1d_forward(const torch::Tensor& history, const torch::Tensor& weight, const torch::Tensor& bias,
-                                    bool silu) {
+torch::Tensor causal_conv1d_forward(const torch::Tensor& history, const torch::Tensor& weight,
+                                    const torch::Tensor& bias, bool silu) {
   const int64_t batch = history.size(0), channels = history.size(2), width = weight.size(1);
   const int64_t tokens = history.size(1) - width + 1;
   const torch::Tensor taps = weight.t().contiguous();
@@ -136,7 +143,8 @@ std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> causal_conv1d_backward(c
   torch::Tensor da = torch::empty_like(dy), dx = torch::empty_like(history);
   // every task sums into a part of its own: taps and, last, bias
   torch::Tensor sums = torch::zeros({batch * blocks(tokens), width + 1, channels}, dy.options());
-  float *da_out = da.mutable_data_ptr<float>(), *dx_out = dx.mutable_data_ptr<float>(), *sum_out = sums.mutable_data_ptr<float>();
+  float *da_out = da.mutable_data_ptr<float>(), *dx_out = dx.mutable_data_ptr<float>(),
+        *sum_out = sums.mutable_data_ptr<float>();
   for_row_blocks(batch, tokens, [&](int64_t b, int64_t first, int64_t last) {
     float* own = sum_out + (b * blocks(tokens) + first / kRows) * (width + 1) * channels;
     const int64_t row = (b * tokens + first) * channels;
@@ -146,7 +154,8 @@ std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> causal_conv1d_backward(c
   });
   for_row_blocks(batch, history.size(1), [&](int64_t b, int64_t first, int64_t last) {
     HWY_DYNAMIC_DISPATCH(ConvBackwardInput)
-    (da_out + b * tokens * channels, pointer(taps), dx_out + b * history.size(1) * channels, first, last, tokens, channels, width);
+    (da_out + b * tokens * channels, pointer(taps), dx_out + b * history.size(1) * channels, first, last, tokens,
+     channels, width);
   });
   const torch::Tensor total = sums.sum(0);
   return {dx, total.narrow(0, 0, width).t().contiguous(), bias.defined() ? total.select(0, width) : torch::Tensor()};

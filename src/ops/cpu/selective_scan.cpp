@@ -14,8 +14,8 @@
 #define SEQLOOM_SELECTIVE_SCAN_SHARED
 namespace seqloom::ops::cpu {
 
-/// Channels that are worked on together: a cache line, and the vector lanes of AVX-512. The N states are looped over, so
-/// that nothing is summed across lanes and B_t, C_t are broadcast.
+/// Channels that are worked on together: a cache line, and the vector lanes of AVX-512. The N states are looped over,
+/// so that nothing is summed across lanes and B_t, C_t are broadcast.
 constexpr size_t kBlock = 16;
 /// Tokens between two states that are kept for the backward pass.
 constexpr size_t kChunk = 32;
@@ -39,9 +39,10 @@ struct ForwardRows {
 struct BackwardRows {
   const float *dy, *checkpoints;
   float *du, *ddelta, *dz;
-  float *dB, *dC;                        // of varying maps, [T, N], this slice's own
-  float *dA, *dBconst, *dCconst, *dstate;  // [N, E], added to; dstate is the final state's gradient and becomes the initial one's
-  float *dD, *dbias;                     // [E], added to
+  float *dB, *dC;  // of varying maps, [T, N], this slice's own
+  float *dA, *dBconst, *dCconst,
+      *dstate;        // [N, E], added to; dstate is the final state's gradient and becomes the initial one's
+  float *dD, *dbias;  // [E], added to
 };
 
 }  // namespace seqloom::ops::cpu
@@ -55,7 +56,9 @@ using Vector = hn::Vec<decltype(kTag)>;
 constexpr size_t kLanes = hn::MaxLanes(kTag);
 constexpr size_t kVectors = kBlock / kLanes;
 
-HWY_INLINE size_t Rest(size_t count, size_t v) { return count > v * kLanes ? count - v * kLanes : 0; }
+HWY_INLINE size_t Rest(size_t count, size_t v) {
+  return count > v * kLanes ? count - v * kLanes : 0;
+}
 
 /// factor * columns e .. e+count of [N, E] -> [N][kBlock].
 void Gather(const float* from, size_t stride, size_t rows, size_t count, float* to, float factor = 1) {
@@ -72,6 +75,15 @@ void Scatter(const float* from, size_t stride, size_t rows, size_t count, float*
     for (size_t v = 0; v < kVectors; ++v) {
       StoreFirst(kTag, hn::Load(kTag, from + n * kBlock + v * kLanes), to + n * stride + v * kLanes, Rest(count, v));
     }
+  }
+}
+
+/// Makes `states` NaN where `decays` are. Exp2 hides a NaN, and a state that is one stays one: checked once a block,
+/// not once a token.
+void Poison(const float* decays, size_t size, float* states) {
+  for (size_t i = 0; i < size; i += kLanes) {
+    const Vector decay = hn::Load(kTag, decays + i);
+    hn::Store(hn::IfThenElse(hn::IsNaN(decay), decay, hn::Load(kTag, states + i)), kTag, states + i);
   }
 }
 
@@ -94,6 +106,7 @@ void ForwardBlock(const ScanRows& in, const ForwardRows& out, size_t e, size_t c
   float *h = scratch, *A = h + N * kBlock, *Bc = A + N * kBlock, *Cc = Bc + N * kBlock;
   Gather(out.state + e, in.channels, N, count, h);
   Gather(in.A + e, in.channels, N, count, A, kLog2E);  // exp(step A) is then a power of two
+  Poison(A, N * kBlock, h);
   if (kConstantB) Gather(in.B + e, in.channels, N, count, Bc);
   if (kConstantC) Gather(in.C + e, in.channels, N, count, Cc);
   for (size_t t = 0; t < in.tokens; ++t) {
@@ -137,10 +150,10 @@ void Forward(const ScanRows& in, const ForwardRows& out, size_t e, size_t count,
 
 /// The backward pass of one block over one chunk of tokens [first, last).
 struct ChunkScratch {
-  float *before, *decay;       // [kChunk][N][kBlock]: h_{t-1} and exp(step A)
-  float *step, *y;             // [kChunk][kBlock]
-  float *A, *Bc, *Cc;          // [N][kBlock]
-  float *accB, *accC;          // [kChunk][N][kBlock]: lanes that sum over the blocks of a slice
+  float *before, *decay;  // [kChunk][N][kBlock]: h_{t-1} and exp(step A)
+  float *step, *y;        // [kChunk][kBlock]
+  float *A, *Bc, *Cc;     // [N][kBlock]
+  float *accB, *accC;     // [kChunk][N][kBlock]: lanes that sum over the blocks of a slice
 };
 
 template <bool kConstantB, bool kConstantC>
@@ -161,7 +174,8 @@ void Recompute(const ScanRows& in, const BackwardRows& out, size_t e, size_t cou
       for (size_t n = 0; n < N; ++n) {
         const size_t place = (i * N + n) * kBlock + v * kLanes;
         const Vector decay = Exp2(kTag, hn::Mul(step, hn::Load(kTag, s.A + n * kBlock + v * kLanes)));
-        const Vector state = hn::MulAdd(decay, hn::Load(kTag, s.before + place), hn::Mul(added, Map<kConstantB>(B, s.Bc, n, v)));
+        const Vector state =
+            hn::MulAdd(decay, hn::Load(kTag, s.before + place), hn::Mul(added, Map<kConstantB>(B, s.Bc, n, v)));
         hn::Store(decay, kTag, s.decay + place);
         if (t + 1 < last) hn::Store(state, kTag, s.before + place + N * kBlock);
         if (in.z != nullptr) y = hn::MulAdd(state, Map<kConstantC>(C, s.Cc, n, v), y);
@@ -192,7 +206,8 @@ void BackwardTokens(const ScanRows& in, const BackwardRows& out, size_t e, size_
       if (in.z != nullptr) {
         const Vector z = LoadFirst(kTag, in.z + at + lane, rest), gate = Sigmoid(kTag, z);
         const Vector slope = hn::Mul(gate, hn::MulAdd(z, hn::Sub(one, gate), one));
-        StoreFirst(kTag, hn::Mul(hn::Mul(dy, hn::Load(kTag, s.y + i * kBlock + lane)), slope), out.dz + at + lane, rest);
+        StoreFirst(kTag, hn::Mul(hn::Mul(dy, hn::Load(kTag, s.y + i * kBlock + lane)), slope), out.dz + at + lane,
+                   rest);
         dy = hn::Mul(dy, hn::Mul(z, gate));
       }
       const Vector u = LoadFirst(kTag, in.u + at + lane, rest), step = hn::Load(kTag, s.step + i * kBlock + lane);
@@ -215,7 +230,8 @@ void BackwardTokens(const ScanRows& in, const BackwardRows& out, size_t e, size_
         hn::Store(hn::Mul(g, decay), kTag, c.g + fixed);
       }
       // s.A holds A log2 e
-      Vector du = hn::Mul(through_B, step), ddelta = hn::MulAdd(through_B, u, hn::Mul(through_A, hn::Set(kTag, 1 / kLog2E)));
+      Vector du = hn::Mul(through_B, step),
+             ddelta = hn::MulAdd(through_B, u, hn::Mul(through_A, hn::Set(kTag, 1 / kLog2E)));
       if (in.D != nullptr) {
         du = hn::MulAdd(dy, LoadFirst(kTag, in.D + e + lane, rest), du);
         hn::Store(hn::MulAdd(dy, u, hn::Load(kTag, c.dD + lane)), kTag, c.dD + lane);
@@ -262,7 +278,8 @@ void BackwardSlice(const ScanRows& in, const BackwardRows& out, size_t begin, si
     return Carried{p, p + tile, p + 2 * tile, p + 3 * tile, p + 4 * tile, p + 4 * tile + kBlock};
   };
   const auto count_of = [&](size_t k) { return std::min(kBlock, end - begin - k * kBlock); };
-  for (size_t k = 0; k < blocks; ++k) Gather(out.dstate + begin + k * kBlock, in.channels, N, count_of(k), of_block(k).g);
+  for (size_t k = 0; k < blocks; ++k)
+    Gather(out.dstate + begin + k * kBlock, in.channels, N, count_of(k), of_block(k).g);
 
   for (size_t chunk = (in.tokens + kChunk - 1) / kChunk; chunk-- > 0;) {
     const size_t first = chunk * kChunk, last = std::min(in.tokens, first + kChunk);
@@ -307,14 +324,25 @@ namespace {
 /// Channel blocks that one backward task sums its dB and dC over. Fixed, so that results do not depend on the threads.
 constexpr int64_t kSliceBlocks = 8;
 
-const float* pointer(const torch::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
-float* writable(torch::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; }
-float* shifted(float* p, int64_t by) { return p == nullptr ? nullptr : p + by; }
+const float* pointer(const torch::Tensor& t) {
+  return t.defined() ? t.const_data_ptr<float>() : nullptr;
+}
+float* writable(torch::Tensor& t) {
+  return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
+}
+float* shifted(float* p, int64_t by) {
+  return p == nullptr ? nullptr : p + by;
+}
 
 struct Sizes {
   explicit Sizes(const ScanInputs& in)
-      : batch(in.u.size(0)), tokens(in.u.size(1)), channels(in.u.size(2)), states(in.A.size(0)), groups(in.groups()),
-        group_channels(channels / groups), chunks((tokens + kChunk - 1) / kChunk) {}
+      : batch(in.u.size(0)),
+        tokens(in.u.size(1)),
+        channels(in.u.size(2)),
+        states(in.A.size(0)),
+        groups(in.groups()),
+        group_channels(channels / groups),
+        chunks((tokens + kChunk - 1) / kChunk) {}
   int64_t batch, tokens, channels, states, groups, group_channels, chunks;
 };
 
@@ -358,7 +386,9 @@ void for_channel_slices(const Sizes& s, int64_t width, Work work) {
 
 }  // namespace
 
-int64_t ScanInputs::groups() const { return B.dim() == 4 ? B.size(2) : C.dim() == 4 ? C.size(2) : 1; }
+int64_t ScanInputs::groups() const {
+  return B.dim() == 4 ? B.size(2) : C.dim() == 4 ? C.size(2) : 1;
+}
 
 ScanOutputs selective_scan_forward(const ScanInputs& in, bool keep_checkpoints) {
   const Sizes s(in);
@@ -381,7 +411,9 @@ ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor&
   const Sizes s(in);
   const auto options = in.u.options();
   const int64_t width = kSliceBlocks * static_cast<int64_t>(kBlock), slices = (s.group_channels + width - 1) / width;
-  const auto per_channel = [&](bool present) { return present ? torch::zeros({s.batch, s.channels}, options) : torch::Tensor(); };
+  const auto per_channel = [&](bool present) {
+    return present ? torch::zeros({s.batch, s.channels}, options) : torch::Tensor();
+  };
   const auto per_state = [&](bool present) {
     return present ? torch::zeros({s.batch, s.states, s.channels}, options) : torch::Tensor();
   };
@@ -396,16 +428,26 @@ ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor&
   torch::Tensor dA = per_state(true), dBconst = per_state(in.B.dim() == 2), dCconst = per_state(in.C.dim() == 2);
   torch::Tensor dB = per_token(in.B.dim() == 4), dC = per_token(in.C.dim() == 4);
   torch::Tensor dD = per_channel(in.D.defined()), dbias = per_channel(in.bias.defined());
-  BackwardRows base{pointer(dy), pointer(checkpoints), writable(g.u), writable(g.delta), writable(g.z), writable(dB), writable(dC),
-                    writable(dA), writable(dBconst), writable(dCconst), writable(g.state), writable(dD), writable(dbias)};
+  BackwardRows base{pointer(dy),       pointer(checkpoints), writable(g.u),  writable(g.delta), writable(g.z),
+                    writable(dB),      writable(dC),         writable(dA),   writable(dBconst), writable(dCconst),
+                    writable(g.state), writable(dD),         writable(dbias)};
   for_channel_slices(s, width, [&](int64_t b, int64_t group, int64_t first, int64_t last) {
     const int64_t row = b * s.tokens * s.channels, state = b * s.states * s.channels, channel = b * s.channels;
     const int64_t slice = (first - group * s.group_channels) / width;
     const int64_t map = ((slice * s.batch + b) * s.groups + group) * s.tokens * s.states;
-    const BackwardRows rows{base.dy + row, base.checkpoints + b * s.chunks * s.states * s.channels, base.du + row,
-                            base.ddelta + row, shifted(base.dz, row), shifted(base.dB, map), shifted(base.dC, map),
-                            base.dA + state, shifted(base.dBconst, state), shifted(base.dCconst, state), base.dstate + state,
-                            shifted(base.dD, channel), shifted(base.dbias, channel)};
+    const BackwardRows rows{base.dy + row,
+                            base.checkpoints + b * s.chunks * s.states * s.channels,
+                            base.du + row,
+                            base.ddelta + row,
+                            shifted(base.dz, row),
+                            shifted(base.dB, map),
+                            shifted(base.dC, map),
+                            base.dA + state,
+                            shifted(base.dBconst, state),
+                            shifted(base.dCconst, state),
+                            base.dstate + state,
+                            shifted(base.dD, channel),
+                            shifted(base.dbias, channel)};
     HWY_DYNAMIC_DISPATCH(Backward)(rows_of(in, s, b, group), rows, first, last);
   });
   const auto over_batch = [](const torch::Tensor& t) { return t.defined() ? t.sum(0) : torch::Tensor(); };

@@ -29,7 +29,7 @@ struct ScanGradients {
 ScanOutputs selective_scan_forward(const ScanInputs& inputs, bool keep_checkpoints);
 
 /// dy [B, T, E], dstate [B, N, E].
-ScanGradients selective_scan_backward(const ScanInputs& inputs, const torch::Tensor& checkpoints, const torch::Tensor& dy,
-                                      const torch::Tensor& dstate);
+ScanGradients selective_scan_backward(const ScanInputs& inputs, const torch::Tensor& checkpoints,
+                                      const torch::Tensor& dy, const torch::Tensor& dstate);
 
 }  // namespace seqloom::ops::cpu
