@@ -7,8 +7,8 @@
 
 namespace seqloom {
 
-void DeltaMixer::set_up(int64_t heads, int64_t key_width, int64_t value_width, int64_t query_channels, int64_t conv_size,
-                        bool qk_silu) {
+void DeltaMixer::set_up(int64_t heads, int64_t key_width, int64_t value_width, int64_t query_channels,
+                        int64_t conv_size, bool qk_silu) {
   heads_ = heads;
   key_width_ = key_width;
   value_width_ = value_width;
@@ -18,7 +18,9 @@ void DeltaMixer::set_up(int64_t heads, int64_t key_width, int64_t value_width, i
   v_conv1d_ = register_module("v_conv1d", std::make_shared<ShortConv>(heads * value_width, conv_size, false, true));
 }
 
-double DeltaMixer::scale() const { return 1 / std::sqrt(static_cast<double>(key_width_)); }
+double DeltaMixer::scale() const {
+  return 1 / std::sqrt(static_cast<double>(key_width_));
+}
 
 std::vector<std::string> DeltaMixer::context() const {
   if (!has_conv()) return {};
@@ -88,8 +90,8 @@ Memory DeltaMixer::element(const Tensor& x, Memory& memory) {
   const Memory start = identity_element(x.size(0));
   const Tensor v = ops::widened(p.v);
   const Tensor values = torch::cat({torch::zeros({v.size(0), v.size(1), heads_, key_width_}, v.options()), v}, -1);
-  const Tensor end = std::get<1>(ops::delta_rule(p.q, p.k, values, p.beta, p.log_decay, scale(),
-                                                 torch::cat({start.at("P"), start.at("S")}, -1)));
+  const Tensor end = std::get<1>(
+      ops::delta_rule(p.q, p.k, values, p.beta, p.log_decay, scale(), torch::cat({start.at("P"), start.at("S")}, -1)));
   Memory element;
   element["P"] = end.narrow(-1, 0, key_width_);
   element["S"] = end.narrow(-1, key_width_, value_width_);

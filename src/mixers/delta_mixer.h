@@ -6,11 +6,11 @@
 
 namespace seqloom {
 
-/// What the mixers on the delta rule share: S_t = e^{g_t} (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, o_t = S_t^T q_t.
-/// A mixer says how tokens become q, k, v, beta, g and how heads become outputs.
-/// Memory: S [B, H, K, V] and the windows q_conv, k_conv, v_conv [B, C, W-1] of short convolutions.
-/// Element: the affine map of the state, P [B, H, K, K] and S: state -> P state + S; combining is P = P_b P_a,
-/// S = P_b S_a + S_b. Dense, so it is for between chunks and machines; inside a run the op's WY form is used.
+/// What the mixers on the delta rule share: S_t = e^{g_t} (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, o_t =
+/// S_t^T q_t. A mixer says how tokens become q, k, v, beta, g and how heads become outputs. Memory: S [B, H, K, V] and
+/// the windows q_conv, k_conv, v_conv [B, C, W-1] of short convolutions. Element: the affine map of the state, P [B, H,
+/// K, K] and S: state -> P state + S; combining is P = P_b P_a, S = P_b S_a + S_b. Dense, so it is for between chunks
+/// and machines; inside a run the op's WY form is used.
 class DeltaMixer : public ScannableMixer {
  public:
   using ScannableMixer::ScannableMixer;
@@ -27,9 +27,10 @@ class DeltaMixer : public ScannableMixer {
   virtual Projected project(const Tensor& x, Memory& memory, const Layout& layout) = 0;
   virtual Tensor finish(const Tensor& o, const Tensor& x) = 0;  // [B, T, H, V] -> [B, T, D]
 
-  /// Called by the constructor of a mixer: sizes of the state, and short convolutions of kernel `conv_size` (0: none), of
-  /// which v's is followed by SiLU and q's and k's if `qk_silu`.
-  void set_up(int64_t heads, int64_t key_width, int64_t value_width, int64_t query_channels, int64_t conv_size, bool qk_silu);
+  /// Called by the constructor of a mixer: sizes of the state, and short convolutions of kernel `conv_size` (0: none),
+  /// of which v's is followed by SiLU and q's and k's if `qk_silu`.
+  void set_up(int64_t heads, int64_t key_width, int64_t value_width, int64_t query_channels, int64_t conv_size,
+              bool qk_silu);
   /// projection(x) with padding set to 0, through the short convolution that `name` ("q", "k", "v") has, if any.
   Tensor convolved(const Tensor& projected, const char* name, Memory& memory, const Tensor& keep);
   bool has_conv() const { return q_conv1d_ != nullptr; }

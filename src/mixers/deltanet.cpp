@@ -9,7 +9,8 @@ namespace seqloom {
 SEQLOOM_REGISTER_MIXER("deltanet", DeltaNet);
 
 DeltaNet::DeltaNet(int64_t width, const Options& o) : DeltaMixer(width), options_(o) {
-  const int64_t key = head_width(width, o.expand_k, o.heads, "key"), value = head_width(width, o.expand_v, o.heads, "value");
+  const int64_t key = head_width(width, o.expand_k, o.heads, "key"),
+                value = head_width(width, o.expand_v, o.heads, "value");
   q_proj_ = register_module("q_proj", linear(width, o.heads * key, false));
   k_proj_ = register_module("k_proj", linear(width, o.heads * key, false));
   v_proj_ = register_module("v_proj", linear(width, o.heads * value, false));
@@ -39,8 +40,9 @@ DeltaNet::Projected DeltaNet::project(const Tensor& x, Memory& memory, const Lay
   p.k = normalized(activated(split_heads(convolved(k_proj_(x), "k", memory, keep), options_.heads)));
   const Tensor v = convolved(v_proj_(x), "v", memory, keep);
   p.v = split_heads(has_conv() ? v : torch::silu(v), options_.heads);
-  p.beta = options_.use_beta ? torch::sigmoid(ops::widened(b_proj_(x)))
-                             : torch::ones({x.size(0), x.size(1), options_.heads}, ops::widened(x).options().requires_grad(false));
+  p.beta = options_.use_beta
+               ? torch::sigmoid(ops::widened(b_proj_(x)))
+               : torch::ones({x.size(0), x.size(1), options_.heads}, ops::widened(x).options().requires_grad(false));
   if (options_.allow_neg_eigval) p.beta = 2 * p.beta;
   return p;
 }

@@ -33,7 +33,8 @@ struct DeltaNetOptions {
 class DeltaNet final : public DeltaMixer {
  public:
   using Options = DeltaNetOptions;
-  static constexpr const char* about = "S_t = (I - beta k k^T) S_{t-1} + beta k v^T: writing replaces (Yang et al. 2024)";
+  static constexpr const char* about =
+      "S_t = (I - beta k k^T) S_{t-1} + beta k v^T: writing replaces (Yang et al. 2024)";
   static constexpr const char* trials[] = {
       "heads = 2", "heads = 3\nuse_gate = true\nallow_neg_eigval = true\nqk_activation = 'relu'",
       "heads = 2\nuse_short_conv = false\nqk_activation = 'elu'\nqk_norm = 'sum'\nexpand_k = 0.5",
@@ -50,7 +51,8 @@ class DeltaNet final : public DeltaMixer {
   Tensor normalized(const Tensor& x) const;
 
   Options options_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, b_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
+  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, b_proj_{nullptr}, g_proj_{nullptr},
+      o_proj_{nullptr};
   std::shared_ptr<RmsNorm> o_norm_;
 };
 

@@ -23,7 +23,8 @@ GatedDeltaNet::GatedDeltaNet(int64_t width, const Options& o)
   b_proj_ = register_module("b_proj", linear(width, value_heads_, false));
   // decay rates log-uniform below 16, step sizes log-uniform in [1e-3, 0.1], through softplus^-1
   A_log_ = register_parameter("A_log", (torch::rand({value_heads_}) * 16).clamp_min(1e-4).log());
-  const Tensor dt = (torch::rand({value_heads_}) * (std::log(0.1) - std::log(1e-3)) + std::log(1e-3)).exp().clamp_min(1e-4);
+  const Tensor dt =
+      (torch::rand({value_heads_}) * (std::log(0.1) - std::log(1e-3)) + std::log(1e-3)).exp().clamp_min(1e-4);
   dt_bias_ = register_parameter("dt_bias", dt + (-(-dt).expm1()).log());
   if (o.use_gate) g_proj_ = register_module("g_proj", linear(width, values, false));
   o_norm_ = register_module("o_norm", std::make_shared<RmsNorm>(value, o.norm_eps));
@@ -33,7 +34,9 @@ GatedDeltaNet::GatedDeltaNet(int64_t width, const Options& o)
 
 GatedDeltaNet::Projected GatedDeltaNet::project(const Tensor& x, Memory& memory, const Layout& layout) {
   const Tensor keep = layout.keep(x.size(0), x.size(1));
-  const auto activated = [&](const Tensor& y) { return has_conv() ? y : torch::silu(y); };  // the convolution has its own
+  const auto activated = [&](const Tensor& y) {
+    return has_conv() ? y : torch::silu(y);
+  };  // the convolution has its own
   const auto key_heads = [&](torch::nn::Linear& projection, const char* name) {
     const Tensor y = split_heads(activated(convolved(projection(x), name, memory, keep)), options_.heads);
     return ops::l2_norm(y, options_.l2_eps).repeat_interleave(value_heads_ / options_.heads, 2);

@@ -27,7 +27,8 @@ struct GatedDeltaNetOptions {
 };
 
 /// Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): the delta rule on a state that decays,
-/// log decay g = -exp(A_log) softplus(W_a x + dt_bias), beta = sigmoid(W_b x). Value head h reads q/k head h / (HV / H).
+/// log decay g = -exp(A_log) softplus(W_a x + dt_bias), beta = sigmoid(W_b x). Value head h reads q/k head h / (HV /
+/// H).
 class GatedDeltaNet final : public DeltaMixer {
  public:
   using Options = GatedDeltaNetOptions;
@@ -47,8 +48,8 @@ class GatedDeltaNet final : public DeltaMixer {
  private:
   Options options_;
   int64_t value_heads_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, a_proj_{nullptr}, b_proj_{nullptr}, g_proj_{nullptr},
-      o_proj_{nullptr};
+  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, a_proj_{nullptr}, b_proj_{nullptr},
+      g_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<RmsNorm> o_norm_;
   Tensor A_log_, dt_bias_;
 };

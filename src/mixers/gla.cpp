@@ -33,7 +33,9 @@ Gla::Gla(int64_t width, const Options& o)
   o_proj_ = register_module("o_proj", linear(o.heads * value_width_, width, false));
 }
 
-double Gla::scale() const { return 1 / std::sqrt(static_cast<double>(key_width_)); }
+double Gla::scale() const {
+  return 1 / std::sqrt(static_cast<double>(key_width_));
+}
 
 std::vector<std::string> Gla::context() const {
   if (!options_.use_short_conv) return {};
@@ -82,7 +84,9 @@ Tensor Gla::finish(const Tensor& o, const Tensor& x) {
   Tensor y = g_norm_->forward(o);
   if (options_.use_output_gate) {
     const Tensor gate = split_heads(g_proj_(x), options_.heads);
-    y = y * (options_.gate_fn == "sigmoid" ? torch::sigmoid(gate) : options_.gate_fn == "identity" ? gate : torch::silu(gate));
+    y = y * (options_.gate_fn == "sigmoid"    ? torch::sigmoid(gate)
+             : options_.gate_fn == "identity" ? gate
+                                              : torch::silu(gate));
   }
   return o_proj_(merge_heads(y).to(x.scalar_type()));
 }

@@ -22,7 +22,8 @@ struct GlaOptions {
     f.add("kv_heads", kv_heads, "key and value heads, which divide H; none: as many").at_least(1).also("num_kv_heads");
     f.add("expand_k", expand_k, "key width as a part of the model width").greater_than(0).also("key_expansion");
     f.add("expand_v", expand_v, "value width as a part of the model width").greater_than(0).also("value_expansion");
-    f.add("gate_logit_normalizer", gate_logit_normalizer, "log decay = logsigmoid(.) / this; larger forgets more slowly")
+    f.add("gate_logit_normalizer", gate_logit_normalizer,
+          "log decay = logsigmoid(.) / this; larger forgets more slowly")
         .greater_than(0)
         .also("gate_normalizer");
     f.add("gate_low_rank_dim", gate_low_rank_dim, "rank of the gate's projection").at_least(1);

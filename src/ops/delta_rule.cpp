@@ -14,13 +14,15 @@ using torch::Tensor;
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta, const std::optional<Tensor>& g,
                   const std::optional<Tensor>& state) {
-  if (q.dim() != 4 || q.size(1) < 1 || k.sizes() != q.sizes() || v.dim() != 4 || v.sizes().slice(0, 3) != q.sizes().slice(0, 3)) {
-    misuse("delta_rule: q {}, k {}, v {}: expected q, k [B, T, H, K] and v [B, T, H, V] with T >= 1", fmt::streamed(q.sizes()),
-           fmt::streamed(k.sizes()), fmt::streamed(v.sizes()));
+  if (q.dim() != 4 || q.size(1) < 1 || k.sizes() != q.sizes() || v.dim() != 4 ||
+      v.sizes().slice(0, 3) != q.sizes().slice(0, 3)) {
+    misuse("delta_rule: q {}, k {}, v {}: expected q, k [B, T, H, K] and v [B, T, H, V] with T >= 1",
+           fmt::streamed(q.sizes()), fmt::streamed(k.sizes()), fmt::streamed(v.sizes()));
   }
   for (const auto& [name, t] : {std::pair<const char*, std::optional<Tensor>>{"beta", beta}, {"log_decay", g}}) {
     if (t && t->sizes() != q.sizes().slice(0, 3)) {
-      misuse("delta_rule: {} is {}, expected [B, T, H] of q {}", name, fmt::streamed(t->sizes()), fmt::streamed(q.sizes()));
+      misuse("delta_rule: {} is {}, expected [B, T, H] of q {}", name, fmt::streamed(t->sizes()),
+             fmt::streamed(q.sizes()));
     }
   }
   const std::vector<int64_t> shape = {q.size(0), q.size(2), q.size(3), v.size(3)};
