@@ -1,17 +1,20 @@
 #include "tasks/recall.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "base/error.h"
 #include "base/random.h"
 #include "models/decoder.h"
+#include "train/example.h"
 #include "train/trainer.h"
 
 namespace seqloom {
 namespace {
 
 constexpr uint64_t kEvaluationSeed = 0x6576616c;  // evaluation rows are the same for every recipe and seed
+constexpr uint64_t kLengthSeed = 0x70616972;      // lengths of mixed rows are drawn apart from their tokens
 constexpr int64_t kIgnored = -100;
 
 /// The first `count` of 0 .. n-1 in random order.
@@ -23,32 +26,41 @@ std::vector<int64_t> draw(int64_t n, int64_t count, Random& random) {
   return all;
 }
 
-class RecallTask final : public Task {
+void check(const RecallOptions& options, const std::string& where) {
+  if (options.eval_pairs.empty()) misuse("{}.eval_pairs is empty; name at least one number of pairs", where);
+  if (options.pairs > options.keys) {
+    misuse("{}.pairs = {}: there are only {} keys and a row's keys are distinct", where, options.pairs, options.keys);
+  }
+  for (const double n : options.eval_pairs) {
+    if (n != std::floor(n)) misuse("{}.eval_pairs: {:g} is not a whole number", where, n);
+    if (n > static_cast<double>(options.keys)) {
+      misuse("{}.eval_pairs: {:g}: there are only {} keys and a row's keys are distinct", where, n, options.keys);
+    }
+  }
+}
+
+class RecallTask final : public Task, public HasExample {
  public:
   RecallTask(const Config& recipe, const std::string& name)
       : options_(read_options<RecallOptions>(recipe["task"], name + ": task", {"kind"})),
         train_(read_options<TrainOptions>(recipe.value("train", Config::object()), name + ": train")) {
-    int64_t most = options_.pairs;
-    for (const double n : options_.eval_pairs) {
-      if (n != std::floor(n)) misuse("{}: task.eval_pairs: {:g} is not a whole number", name, n);
-      most = std::max(most, static_cast<int64_t>(n));
-    }
-    if (options_.eval_pairs.empty()) misuse("{}: task.eval_pairs is empty; name at least one number of pairs", name);
-    if (most > options_.keys) misuse("{}: task.keys = {} are fewer than {} pairs", name, options_.keys, most);
+    check(options_, name + ": task");
     decoder_ = std::make_shared<Decoder>(options_.keys + options_.values, recipe["model"], name + ": model");
   }
 
   torch::nn::Module& model() override { return *decoder_; }
-  int64_t tokens_per_batch() const override { return train_.batch * 3 * options_.pairs; }
+  int64_t tokens_per_batch() const override {
+    return train_.batch * 3 * (options_.mixed ? (options_.pairs + 1) / 2 : options_.pairs);
+  }
   std::string main_metric() const override { return "accuracy"; }
   bool less_is_better() const override { return false; }
   void set_checkpointing(bool on) override { decoder_->set_checkpointing(on); }
   std::vector<torch::Tensor> without_weight_decay() const override { return decoder_->without_weight_decay(); }
 
   torch::Tensor loss(int64_t index) override {
-    Random random(mixed(train_.seed ^ 0x70616972ULL, index));
+    Random random(mixed(train_.seed ^ kLengthSeed, index));
     const int64_t pairs = options_.mixed ? 1 + random.below(options_.pairs) : options_.pairs;
-    const RecallRows rows = recall_rows(train_.batch, pairs, options_, train_.seed, index);
+    const RecallRows rows = recall_rows(train_.batch, pairs, options_, train_.seed, index * train_.batch);
     Pass pass;
     torch::Tensor loss = cross_entropy(predict(rows, pass), rows);
     for (const auto& extra : pass.losses) loss = loss + extra;
@@ -56,23 +68,35 @@ class RecallTask final : public Task {
   }
 
   std::map<std::string, double> evaluate() override {
-    std::map<std::string, double> metrics;
-    double sum = 0;
+    std::map<std::string, double> metrics = {{"accuracy", 0}, {"loss", 0}};
+    const auto sizes = static_cast<double>(options_.eval_pairs.size());
     for (const double n : options_.eval_pairs) {
-      const auto pairs = static_cast<int64_t>(n);
-      const RecallRows rows = recall_rows(options_.eval_rows, pairs, options_, kEvaluationSeed, pairs);
-      Pass pass;
-      const torch::Tensor asked = rows.targets.ne(kIgnored);
-      const torch::Tensor right = predict(rows, pass).argmax(-1).eq(rows.targets).logical_and(asked);
-      const double accuracy = right.sum().item<double>() / asked.sum().item<double>();
-      metrics["accuracy@" + std::to_string(pairs)] = accuracy;
-      sum += accuracy;
+      const auto [accuracy, loss] = score(static_cast<int64_t>(n));
+      metrics["accuracy@" + std::to_string(static_cast<int64_t>(n))] = accuracy;
+      metrics["accuracy"] += accuracy / sizes;
+      metrics["loss"] += loss / sizes;
     }
-    metrics["accuracy"] = sum / static_cast<double>(options_.eval_pairs.size());
     return metrics;
   }
 
+  torch::Tensor example() const override { return recall_rows(1, options_.pairs, options_, kEvaluationSeed, 0).ids; }
+
  private:
+  /// Accuracy and mean loss over eval_rows rows of `pairs` pairs, a batch at a time.
+  std::pair<double, double> score(int64_t pairs) {
+    double right = 0, loss = 0;
+    for (int64_t done = 0; done < options_.eval_rows; done += train_.batch) {
+      const int64_t count = std::min(train_.batch, options_.eval_rows - done);
+      const RecallRows rows = recall_rows(count, pairs, options_, mixed(kEvaluationSeed, pairs), done);
+      Pass pass;
+      const torch::Tensor logits = predict(rows, pass);
+      right += logits.argmax(-1).eq(rows.targets).sum().item<double>();  // no id is kIgnored
+      loss += cross_entropy(logits, rows).item<double>() * static_cast<double>(count);
+    }
+    const auto rows = static_cast<double>(options_.eval_rows);
+    return {right / (rows * static_cast<double>(pairs)), loss / rows};
+  }
+
   torch::Tensor predict(const RecallRows& rows, Pass& pass) {
     return decoder_->logits(decoder_->hidden(rows.ids, pass));
   }
@@ -87,19 +111,19 @@ class RecallTask final : public Task {
   std::shared_ptr<Decoder> decoder_;
 };
 
-const bool registered = tasks().add("recall", {"multi-query associative recall; metrics: accuracy@N for N pairs",
-                                               [](const Config& recipe, const std::string& name) {
-                                                 return std::make_unique<RecallTask>(recipe, name);
-                                               }});
+const bool registered = tasks().add(
+    "recall",
+    {"multi-query associative recall; metrics: accuracy@N for N pairs, their mean accuracy, loss",
+     [](const Config& recipe, const std::string& name) { return std::make_unique<RecallTask>(recipe, name); }});
 
 }  // namespace
 
-RecallRows recall_rows(int64_t rows, int64_t pairs, const RecallOptions& options, uint64_t seed, int64_t index) {
+RecallRows recall_rows(int64_t rows, int64_t pairs, const RecallOptions& options, uint64_t seed, int64_t first) {
   RecallRows result;
   result.ids = torch::empty({rows, 3 * pairs}, torch::kInt64);
   result.targets = torch::full({rows, 3 * pairs}, kIgnored, torch::kInt64);
-  Random random(mixed(seed, index));
   for (int64_t b = 0; b < rows; ++b) {
+    Random random(mixed(seed, static_cast<uint64_t>(first + b)));
     int64_t* id = result.ids.data_ptr<int64_t>() + b * 3 * pairs;
     int64_t* target = result.targets.data_ptr<int64_t>() + b * 3 * pairs;
     const auto keys = draw(options.keys, pairs, random);

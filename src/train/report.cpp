@@ -1,42 +1,58 @@
 #include "train/report.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <set>
 
+#include "io/atomic_file.h"
 #include "train/chart.h"
 
 namespace seqloom {
 namespace {
+
+constexpr size_t kPointsOfCurve = 200;
+
+// default-src 'none': even a browser that is fooled by the page's data loads and runs nothing.
+constexpr const char* kHead = R"(<!doctype html>
+<html lang='en'>
+<head>
+<meta charset='utf-8'>
+<meta name='viewport' content='width=device-width, initial-scale=1'>
+<meta http-equiv='Content-Security-Policy' content="default-src 'none'; style-src 'unsafe-inline'">
+)";
 
 constexpr const char* kStyle = R"(
 :root { color-scheme: light dark; --ink: #1d2126; --paper: #fff; --faint: #d9dde2; --good: #0b7a4b; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8ea; --paper: #16191d; --faint: #3a4047; --good: #4cc38a; --bad: #ff8a80; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.holds { color: var(--good); font-weight: 600; } .fails { color: var(--bad); font-weight: 600; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
+p { max-width: 48rem; } .paper, .note { opacity: 0.8; }
+.verdict { font-weight: 600; } .holds { color: var(--good); } .fails { color: var(--bad); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid var(--faint); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.5rem; }
-svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-svg text.title { font-weight: 600; font-size: 13px; } svg .grid { stroke: var(--faint); stroke-width: 1; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1.5rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 1rem; }
+figure { margin: 0; } figcaption { font-size: 0.87rem; }
+pre { overflow-x: auto; font-size: 0.8rem; }
 )";
+
+std::string verdict_html(const StudyResult& result, bool holds) {
+  if (!result.judged) return "<span class='verdict'>not judged</span>";
+  return fmt::format("<span class='verdict {0}'>{0}</span>", holds ? "holds" : "fails");
+}
 
 std::string claim_html(const StudyResult& result) {
   if (result.checks.empty()) return "";
-  std::string html = "<h2>Claim</h2>\n<ul>\n";
+  std::string html = fmt::format("<h2>Claim: {}</h2>\n", verdict_html(result, result.holds()));
+  if (!result.judged) html += "<p class='note'>This run trained for fewer steps than the study asks for.</p>\n";
+  html += "<ul class='claim'>\n";
   for (const auto& check : result.checks) {
-    const std::string other = check.other ? fmt::format(" against {:.4f}", *check.other) : "";
-    html += fmt::format("<li>{}: {:.4f}{} <span class='{}'>{}</span></li>\n", html_escape(check.check.text()),
-                        check.value, other,
-                        !result.judged ? ""
-                        : check.holds  ? "holds"
-                                       : "fails",
-                        !result.judged ? "(not judged: fewer steps than the study asks for)"
-                        : check.holds  ? "holds"
-                                       : "fails");
+    html +=
+        fmt::format("<li>{}: {:.4f}{} {}</li>\n", html_escape(check.check.text()), check.value,
+                    check.other ? fmt::format(" against {:.4f}", *check.other) : "", verdict_html(result, check.holds));
   }
   return html + "</ul>\n";
 }
@@ -49,93 +65,194 @@ std::set<std::string> metric_names(const StudyResult& result) {
   return names;
 }
 
+/// N of a metric NAME@N, nothing for other names.
+std::optional<double> size_of_metric(const std::string& name) {
+  const size_t at = name.find('@');
+  if (at == std::string::npos) return std::nullopt;
+  const std::string digits = name.substr(at + 1);
+  if (digits.empty() || digits.size() > 15 || digits.find_first_not_of("0123456789") != std::string::npos) {
+    return std::nullopt;
+  }
+  return std::stod(digits);
+}
+
+/// Metrics in the order of a reader: by name, NAME@4 before NAME@16.
+std::vector<std::string> columns(const StudyResult& result) {
+  const auto names = metric_names(result);
+  std::vector<std::string> sorted(names.begin(), names.end());
+  std::stable_sort(sorted.begin(), sorted.end(), [](const std::string& a, const std::string& b) {
+    const auto key = [](const std::string& name) {
+      return std::pair(name.substr(0, name.find('@')), size_of_metric(name).value_or(-1));
+    };
+    return key(a) < key(b);
+  });
+  return sorted;
+}
+
+std::string memory_note(const StudyResult& result) {
+  for (const auto& variant : result.variants) {
+    if (variant.memory_tokens) {
+      return fmt::format("<p class='note'>Memory: what one stream keeps after {} tokens.</p>\n",
+                         *variant.memory_tokens);
+    }
+  }
+  return "";
+}
+
 std::string table_html(const StudyResult& result) {
-  const auto metrics = metric_names(result);
+  const auto metrics = columns(result);
   std::string html =
-      "<h2>Variants</h2>\n<div "
-      "class='scroll'><table>\n<tr><th>variant</th><th>parameters</th><th>seconds</th><th>tokens/s</th>";
+      "<h2>Variants</h2>\n<div class='scroll'><table id='variants'>\n<tr><th>variant</th><th>parameters</th>"
+      "<th>seconds</th><th>tokens/s</th><th>memory</th>";
   for (const auto& name : metrics) html += "<th>" + html_escape(name) + "</th>";
   html += "</tr>\n";
   for (const auto& v : result.variants) {
-    html += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.1f}</td><td>{:.0f}</td>", html_escape(v.name), v.parameters,
-                        v.seconds, v.tokens_per_second);
+    html +=
+        fmt::format("<tr><td>{}</td><td>{}</td><td>{:.1f}</td><td>{:.0f}</td><td>{}</td>", html_escape(v.name),
+                    v.parameters, v.seconds, v.tokens_per_second, v.memory_bytes ? bytes_text(*v.memory_bytes) : "-");
     for (const auto& name : metrics) {
       const auto found = v.metrics.find(name);
-      html += found == v.metrics.end() ? "<td></td>" : fmt::format("<td>{:.4f}</td>", found->second);
+      html += found == v.metrics.end() ? "<td>-</td>" : fmt::format("<td>{:.4f}</td>", found->second);
     }
     html += "</tr>\n";
   }
-  return html + "</table></div>\n";
+  return html + "</table></div>\n" + memory_note(result);
 }
 
-/// At most 200 means of neighbouring losses: single steps are noise.
+/// Means of neighbouring losses: single steps are noise.
 std::vector<std::pair<double, double>> smoothed(const std::vector<std::pair<int64_t, double>>& losses) {
-  const size_t width = std::max<size_t>(1, losses.size() / 200);
+  const size_t width = std::max<size_t>(1, (losses.size() + kPointsOfCurve - 1) / kPointsOfCurve);
   std::vector<std::pair<double, double>> points;
-  for (size_t i = 0; i + width <= losses.size(); i += width) {
+  for (size_t i = 0; i < losses.size(); i += width) {
+    const size_t end = std::min(i + width, losses.size());
     double sum = 0;
-    for (size_t j = i; j < i + width; ++j) sum += losses[j].second;
-    points.emplace_back(losses[i + width - 1].first, sum / static_cast<double>(width));
+    for (size_t j = i; j < end; ++j) sum += losses[j].second;
+    points.emplace_back(losses[end - 1].first, sum / static_cast<double>(end - i));
   }
   return points;
 }
 
-/// Metrics called NAME@NUMBER as curves over the number, by NAME.
-std::map<std::string, std::vector<Series>> curves_over_length(const StudyResult& result) {
-  std::map<std::string, std::vector<Series>> charts;
+/// A series for each variant, of the points that `add` gives it.
+template <typename Add>
+std::vector<Series> series_of(const StudyResult& result, Add add) {
+  std::vector<Series> all;
   for (const auto& variant : result.variants) {
-    std::map<std::string, std::vector<std::pair<double, double>>> points;
-    for (const auto& [name, value] : variant.metrics) {
-      const size_t at = name.find('@');
-      if (at == std::string::npos || name.find_first_not_of("0123456789", at + 1) != std::string::npos ||
-          at + 1 == name.size())
-        continue;
-      points[name.substr(0, at)].emplace_back(std::stod(name.substr(at + 1)), value);
-    }
-    for (auto& [name, curve] : points) {
-      std::sort(curve.begin(), curve.end());
-      charts[name].push_back({variant.name, curve});
-    }
+    all.push_back({variant.name, {}});
+    add(variant, all.back().points);
   }
-  return charts;
+  return all;
+}
+
+/// For each NAME of metrics NAME@N, the curve over N.
+std::string curves_over_size(const StudyResult& result) {
+  std::set<std::string> stems;
+  for (const auto& name : metric_names(result)) {
+    if (size_of_metric(name)) stems.insert(name.substr(0, name.find('@')));
+  }
+  std::string html;
+  for (const auto& stem : stems) {
+    const auto curves = series_of(result, [&](const VariantResult& variant, auto& points) {
+      for (const auto& [name, value] : variant.metrics) {
+        const auto size = size_of_metric(name);
+        if (size && name.substr(0, name.find('@')) == stem) points.emplace_back(*size, value);
+      }
+      std::sort(points.begin(), points.end());
+    });
+    html += chart_svg(curves,
+                      {.title = stem + "@N over N", .x_label = "N (log scale)", .y_label = stem + "@N", .log_x = true});
+  }
+  return html;
+}
+
+/// Each metric that is no NAME@N against what it cost.
+std::string quality_against_cost(const StudyResult& result) {
+  std::string html;
+  for (const auto& metric : metric_names(result)) {
+    if (size_of_metric(metric)) continue;
+    const auto against = [&](auto cost) {
+      return series_of(result, [&](const VariantResult& variant, auto& points) {
+        const auto found = variant.metrics.find(metric);
+        const std::optional<double> x = cost(variant);
+        if (found != variant.metrics.end() && x) points.emplace_back(*x, found->second);
+      });
+    };
+    html += chart_svg(against([](const VariantResult& v) { return std::optional<double>(v.seconds); }),
+                      {.title = metric + " against training time",
+                       .x_label = "training time, seconds",
+                       .y_label = metric,
+                       .lines = false});
+    const auto by_memory = against([](const VariantResult& v) {
+      return v.memory_bytes ? std::optional<double>(static_cast<double>(*v.memory_bytes) / 1024) : std::nullopt;
+    });
+    if (std::all_of(by_memory.begin(), by_memory.end(), [](const Series& one) { return one.points.empty(); })) continue;
+    html += chart_svg(by_memory, {.title = metric + " against memory",
+                                  .x_label = "memory of a stream, KiB (log scale)",
+                                  .y_label = metric,
+                                  .lines = false,
+                                  .log_x = true});
+  }
+  return html;
 }
 
 std::string charts_html(const StudyResult& result) {
-  std::vector<Series> losses;
-  for (const auto& v : result.variants) losses.push_back({v.name, smoothed(v.losses)});
-  std::string html = "<h2>Curves</h2>\n<div class='charts'>\n" +
-                     chart_svg(losses, {.title = "training loss", .x_label = "step", .y_label = "loss"}) + "\n";
-  for (const auto& [metric, curves] : curves_over_length(result)) {
-    html +=
-        chart_svg(curves, {.title = metric + " by size", .x_label = "size", .y_label = metric, .log_x = true}) + "\n";
-  }
-  for (const auto& metric : metric_names(result)) {
-    if (metric.find('@') != std::string::npos) continue;
-    std::vector<Series> points;
-    for (const auto& v : result.variants) {
-      const auto found = v.metrics.find(metric);
-      points.push_back({v.name, {}});
-      if (found != v.metrics.end()) points.back().points.emplace_back(v.seconds, found->second);
+  std::vector<std::string> names;
+  for (const auto& variant : result.variants) names.push_back(variant.name);
+  const auto losses =
+      series_of(result, [](const VariantResult& variant, auto& points) { points = smoothed(variant.losses); });
+  return "<h2>Curves</h2>\n" + legend_html(names) + "<div class='charts'>\n" +
+         chart_svg(losses, {.title = "training loss", .x_label = "step", .y_label = "loss, nats"}) +
+         curves_over_size(result) + quality_against_cost(result) + "</div>\n";
+}
+
+std::string pictures_html(const StudyResult& result) {
+  std::string html;
+  for (const auto& variant : result.variants) {
+    for (const auto& picture : variant.pictures) {
+      const std::string caption = fmt::format("{}, layer {}", variant.name, picture.layer + 1);
+      html += fmt::format("<figure>{}<figcaption>{}</figcaption></figure>\n", matrix_svg(picture.matrix, caption),
+                          html_escape(caption));
     }
-    html += chart_svg(
-                points,
-                {.title = metric + " against training time", .x_label = "seconds", .y_label = metric, .lines = false}) +
-            "\n";
   }
-  return html + "</div>\n";
+  if (html.empty()) return "";
+  return "<h2>Mixing matrices</h2>\n<p class='note'>What each token (row, from the top) takes from each earlier one "
+         "(column): head 0 of the first and the last layer, on one held-out row. The strength of a cell is relative to "
+         "the largest of its row; blue adds, orange subtracts.</p>\n<div class='pictures'>\n" +
+         html + "</div>\n";
+}
+
+std::string recipes_html(const Study& study) {
+  std::string html = "<h2>Recipes</h2>\n";
+  for (const auto& variant : study.variants) {
+    html += fmt::format("<details><summary>{}</summary><pre>{}</pre></details>\n", html_escape(variant.name),
+                        html_escape(variant.recipe.dump(2, ' ', false, Config::error_handler_t::replace)));
+  }
+  return html;
 }
 
 }  // namespace
 
+std::string bytes_text(int64_t bytes) {
+  if (bytes < 1024) return fmt::format("{} B", bytes);
+  const double kib = static_cast<double>(bytes) / 1024;
+  return kib < 1024 ? fmt::format("{:.1f} KiB", kib) : fmt::format("{:.1f} MiB", kib / 1024);
+}
+
 std::string report_html(const Study& study, const StudyResult& result) {
-  std::string html =
-      "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-      "<meta name='viewport' content='width=device-width, initial-scale=1'>\n";
-  html += fmt::format("<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n", html_escape(study.title), kStyle);
-  html += fmt::format("<h1>{}</h1>\n<p>{}</p>\n<p>{}</p>\n", html_escape(study.title), html_escape(study.paper),
-                      html_escape(study.about));
-  html += claim_html(result) + table_html(result) + charts_html(result);
+  std::string html = kHead;
+  html += fmt::format("<title>{}</title>\n<style>{}{}</style>\n</head>\n<body>\n", html_escape(study.title), kStyle,
+                      chart_style());
+  html += fmt::format("<h1>{}</h1>\n", html_escape(study.title));
+  if (!study.paper.empty()) html += fmt::format("<p class='paper'>{}</p>\n", html_escape(study.paper));
+  if (!study.about.empty()) html += fmt::format("<p>{}</p>\n", html_escape(study.about));
+  html += claim_html(result) + table_html(result) + charts_html(result) + pictures_html(result) + recipes_html(study);
   return html + "</body>\n</html>\n";
+}
+
+void write_report(const Study& study, const StudyResult& result, const std::string& out) {
+  const std::filesystem::path folder = out;
+  const std::string json = result.to_json(study).dump(1, ' ', false, Config::error_handler_t::replace);
+  write_file_atomically((folder / "results.json").string(), json + "\n");
+  write_file_atomically((folder / "report.html").string(), report_html(study, result));
 }
 
 }  // namespace seqloom

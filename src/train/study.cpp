@@ -1,16 +1,22 @@
 #include "train/study.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <set>
 
-#include <fmt/ranges.h>
-
 #include "base/error.h"
+#include "io/json.h"
 #include "io/toml.h"
+#include "train/anatomy.h"
+#include "train/example.h"
 
 namespace seqloom {
 namespace {
+
+constexpr const char* kRecipeParts[] = {"task", "model", "train"};
+constexpr size_t kLongestName = 64;  // of a variant, which becomes a folder
 
 struct StudyOptions {
   std::string title, paper, about;
@@ -21,34 +27,116 @@ struct StudyOptions {
   }
 };
 
-std::vector<ClaimCheck> parse_checks(const Config& claim, const std::set<std::string>& variants,
-                                     const std::string& where) {
+bool names_a_folder(const std::string& name) {
+  return !name.empty() && name.size() <= kLongestName && std::all_of(name.begin(), name.end(), [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-';
+  });
+}
+
+StudyVariant parse_variant(const Config& base, Config overrides, const std::string& where) {
+  if (!overrides.is_object() || !overrides.contains("name") || !overrides["name"].is_string()) {
+    misuse("{}.name is missing; expected a text", where);
+  }
+  const auto name = overrides["name"].get<std::string>();
+  if (!names_a_folder(name)) {
+    misuse("{}.name = \"{}\" becomes a folder: expected 1 to {} letters, digits, _ and -", where, printable(name),
+           kLongestName);
+  }
+  overrides.erase("name");
+  for (const auto& [key, value] : overrides.items()) {
+    if (std::find(std::begin(kRecipeParts), std::end(kRecipeParts), key) == std::end(kRecipeParts)) {
+      misuse("{}.{}: there is no such key; a variant has a name and keys of {}", where, printable(key),
+             fmt::join(kRecipeParts, ", "));
+    }
+    if (!value.is_object()) misuse("{}.{}: expected a table", where, key);
+  }
+  return {name, merge(base, overrides)};
+}
+
+ClaimCheck parse_check(const Config& table, const std::set<std::string>& variants, const std::string& where) {
+  auto check = read_options<ClaimCheck>(table, where);
+  if (check.metric.empty()) misuse("{}.metric is missing", where);
+  if (check.variant.empty()) misuse("{}.variant is missing", where);
+  for (const auto& [key, name] : {std::pair{"variant", check.variant}, std::pair{"beats", check.beats}}) {
+    if (!name.empty() && variants.count(name) == 0) {
+      misuse("{}.{} = \"{}\": there is no such variant; there are {}", where, key, printable(name),
+             fmt::join(variants, ", "));
+    }
+  }
+  const int ways = static_cast<int>(check.at_least.has_value()) + static_cast<int>(check.at_most.has_value()) +
+                   static_cast<int>(!check.beats.empty());
+  if (ways != 1) misuse("{}: expected exactly one of at_least, at_most and beats", where);
+  if (table.contains("by") && check.beats.empty()) misuse("{}.by: it goes with beats", where);
+  return check;
+}
+
+std::vector<ClaimCheck> parse_claim(const Config& claim, const std::set<std::string>& variants,
+                                    const std::string& where) {
   if (!claim.is_object() || claim.size() != 1 || !claim.contains("checks") || !claim["checks"].is_array()) {
-    misuse("{}: expected checks = [ {{ metric = ..., variant = ..., at_least = ... }} ]", where);
+    misuse("{}: expected checks = [ {{ metric = ..., variant = ..., at_least = ... }} ] and nothing else", where);
   }
   std::vector<ClaimCheck> checks;
   for (size_t i = 0; i < claim["checks"].size(); ++i) {
-    const std::string here = fmt::format("{}.checks.{}", where, i);
-    auto check = read_options<ClaimCheck>(claim["checks"][i], here);
-    if (check.metric.empty()) misuse("{}: it names no metric", here);
-    if (check.variant.empty()) misuse("{}: it names no variant", here);
-    for (const auto& name : {check.variant, check.beats}) {
-      if (!name.empty() && variants.count(name) == 0) misuse("{}: there is no variant '{}'", here, name);
-    }
-    if (int(check.at_least.has_value()) + int(check.at_most.has_value()) + int(!check.beats.empty()) != 1) {
-      misuse("{}: expected exactly one of at_least, at_most and beats", here);
-    }
-    checks.push_back(std::move(check));
+    checks.push_back(parse_check(claim["checks"][i], variants, fmt::format("{}.checks.{}", where, i)));
   }
   return checks;
 }
 
+/// Whether less of a metric is better. A task says so of its main metric alone.
+bool less_is_better(const std::string& metric, const Task& task, const std::string& where) {
+  const std::string main = task.main_metric();
+  if (metric == main || metric.rfind(main + "@", 0) == 0) return task.less_is_better();
+  if (metric == "loss" || metric == "perplexity") return true;
+  misuse("{}.beats: nothing says whether less {} is better; use at_least or at_most, or the metric {}", where, metric,
+         main);
+}
+
+/// Builds and evaluates what `run_study` will train, so that no wrong recipe and no unknown metric comes to light only
+/// after hours of training. Returns whether less is better, for each check.
+std::vector<bool> rehearse(const Study& study) {
+  std::vector<bool> less(study.checks.size());
+  std::map<std::string, std::map<std::string, double>> metrics_of;  // by the task's table
+  for (const auto& variant : study.variants) {
+    const auto task = make_task(variant.recipe, study.name + ": " + variant.name);
+    read_options<TrainOptions>(variant.recipe.value("train", Config::object()),
+                               study.name + ": " + variant.name + ": train");
+    for (size_t i = 0; i < study.checks.size(); ++i) {
+      const ClaimCheck& check = study.checks[i];
+      if (check.variant != variant.name && check.beats != variant.name) continue;
+      const std::string where = fmt::format("{}: claim.checks.{}", study.name, i);
+      auto& metrics = metrics_of[variant.recipe["task"].dump()];
+      if (metrics.empty()) {
+        const torch::NoGradGuard no_grad;
+        metrics = task->evaluate();
+      }
+      if (metrics.count(check.metric) == 0) {
+        std::vector<std::string> names;
+        for (const auto& [name, value] : metrics) names.push_back(name);
+        misuse("{}.metric = \"{}\": {} gives no such metric; it gives {}", where, printable(check.metric), variant.name,
+               fmt::join(names, ", "));
+      }
+      if (!check.beats.empty()) less[i] = less_is_better(check.metric, *task, where);
+    }
+  }
+  return less;
+}
+
+/// What the report shows of a trained model besides its metrics.
+void dissect(Task& task, const Config& recipe, VariantResult& result) {
+  auto* decoder = dynamic_cast<Decoder*>(&task.model());
+  const auto* has_example = dynamic_cast<const HasExample*>(&task);
+  if (decoder == nullptr || has_example == nullptr) return;
+  decoder->eval();
+  const torch::Tensor ids = has_example->example();
+  result.memory_bytes = stream_bytes(*decoder, ids);
+  if (result.memory_bytes) result.memory_tokens = ids.size(1);
+  result.pictures = mixing_pictures(*decoder, read_options<DecoderOptions>(recipe["model"], "model"), ids);
+}
+
 VariantResult train_variant(const StudyVariant& variant, const std::string& study, const std::string& out,
-                            int64_t steps, const StudyObserver& observer, bool& less_is_better) {
-  Config recipe = variant.recipe;
-  if (steps > 0) recipe["train"]["steps"] = steps;
-  Trainer trainer(recipe, study + ": " + variant.name, (std::filesystem::path(out) / variant.name).string(), false);
-  less_is_better = trainer.task().less_is_better();
+                            const StudyObserver& observer) {
+  Trainer trainer(variant.recipe, study + ": " + variant.name, (std::filesystem::path(out) / variant.name).string(),
+                  false);
   VariantResult result;
   result.name = variant.name;
   for (const auto& parameter : trainer.task().model().parameters()) result.parameters += parameter.numel();
@@ -60,21 +148,25 @@ VariantResult train_variant(const StudyVariant& variant, const std::string& stud
     tokens += report.seconds * report.tokens_per_second;
     observer.on_step(variant.name, report);
   };
-  result.metrics = trainer.run(watch);
+  try {
+    result.metrics = trainer.run(watch);
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Error& error) {
+    fail("{}: {}: {}", study, variant.name, error.what());
+  }
   result.tokens_per_second = tokens / result.seconds;
+  dissect(trainer.task(), variant.recipe, result);
   return result;
 }
 
 double metric_of(const StudyResult& result, const std::string& variant, const std::string& metric) {
-  for (const auto& one : result.variants) {
-    if (one.name != variant) continue;
-    const auto found = one.metrics.find(metric);
-    if (found != one.metrics.end()) return found->second;
-  }
-  misuse("the claim asks for the metric '{}', which this task does not give", metric);
+  const auto found = std::find_if(result.variants.begin(), result.variants.end(),
+                                  [&](const VariantResult& one) { return one.name == variant; });
+  return found->metrics.at(metric);  // both were seen in the rehearsal
 }
 
-CheckResult judge(const ClaimCheck& check, const StudyResult& result) {
+CheckResult judge(const ClaimCheck& check, const StudyResult& result, bool less) {
   CheckResult judged;
   judged.check = check;
   judged.value = metric_of(result, check.variant, check.metric);
@@ -82,10 +174,22 @@ CheckResult judge(const ClaimCheck& check, const StudyResult& result) {
   if (check.at_most) judged.holds = judged.value <= *check.at_most;
   if (!check.beats.empty()) {
     judged.other = metric_of(result, check.beats, check.metric);
-    const double lead = result.less_is_better ? *judged.other - judged.value : judged.value - *judged.other;
-    judged.holds = lead >= check.by;
+    judged.holds = (less ? *judged.other - judged.value : judged.value - *judged.other) >= check.by;
   }
   return judged;
+}
+
+Config to_json(const VariantResult& variant) {
+  Config losses = Config::array();
+  for (const auto& [step, loss] : variant.losses) losses.push_back({step, loss});
+  Config json = {{"name", variant.name},       {"parameters", variant.parameters},
+                 {"seconds", variant.seconds}, {"tokens_per_second", variant.tokens_per_second},
+                 {"metrics", variant.metrics}, {"losses", losses}};
+  if (variant.memory_bytes) {
+    json["memory_bytes"] = *variant.memory_bytes;
+    json["memory_tokens"] = *variant.memory_tokens;
+  }
+  return json;
 }
 
 }  // namespace
@@ -97,36 +201,30 @@ std::string ClaimCheck::text() const {
 }
 
 Study parse_study(const Config& config, const std::string& name) {
-  static const std::set<std::string> known = {"study", "variant", "claim", "task", "model", "train"};
+  static const std::vector<std::string> known = {"study", "task", "model", "train", "variant", "claim"};
   for (const auto& [key, value] : config.items()) {
-    if (known.count(key) == 0)
-      misuse("{}: there is no such key '{}'; a study has {}", name, key, fmt::join(known, ", "));
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    misuse("{}: there is no such key '{}'; a study has {}", name, printable(key), fmt::join(known, ", "));
   }
   const auto options = read_options<StudyOptions>(config.value("study", Config::object()), name + ": study");
-  Study study{name, options.title, options.paper, options.about, {}, {}};
+  Study study{name, options.title.empty() ? name : options.title, options.paper, options.about, {}, {}};
   if (!config.contains("variant") || !config["variant"].is_array() || config["variant"].empty()) {
     misuse("{}: it has no [[variant]]; name at least one", name);
   }
   Config base = Config::object();
-  for (const char* part : {"task", "model", "train"}) {
-    if (config.contains(part)) base[part] = config[part];
+  for (const char* part : kRecipeParts) {
+    if (!config.contains(part)) continue;
+    if (!config[part].is_object()) misuse("{}: {}: expected a table", name, part);
+    base[part] = config[part];
   }
   std::set<std::string> names;
   for (size_t i = 0; i < config["variant"].size(); ++i) {
-    Config overrides = config["variant"][i];
     const std::string where = fmt::format("{}: variant.{}", name, i);
-    if (!overrides.is_object() || !overrides.contains("name") || !overrides["name"].is_string())
-      misuse("{}: it has no name", where);
-    const auto variant = overrides["name"].get<std::string>();
-    const bool plain = !variant.empty() && std::all_of(variant.begin(), variant.end(), [](char c) {
-      return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-';
-    });
-    if (!plain) misuse("{}: the name \"{}\" becomes a folder: use letters, digits, _ and -", where, variant);
-    if (!names.insert(variant).second) misuse("{}: the name '{}' is taken", where, variant);
-    overrides.erase("name");
-    study.variants.push_back({variant, merge(base, overrides)});
+    study.variants.push_back(parse_variant(base, config["variant"][i], where));
+    const std::string& variant = study.variants.back().name;
+    if (!names.insert(variant).second) misuse("{}.name: the name '{}' is taken", where, variant);
   }
-  if (config.contains("claim")) study.checks = parse_checks(config["claim"], names, name + ": claim");
+  if (config.contains("claim")) study.checks = parse_claim(config["claim"], names, name + ": claim");
   return study;
 }
 
@@ -135,31 +233,30 @@ bool StudyResult::holds() const {
 }
 
 Config StudyResult::to_json(const Study& study) const {
-  Config all = Config::array(), judged_checks = Config::array();
-  for (const auto& v : variants) {
-    all.push_back({{"name", v.name},
-                   {"parameters", v.parameters},
-                   {"seconds", v.seconds},
-                   {"tokens_per_second", v.tokens_per_second},
-                   {"metrics", v.metrics}});
+  Config all = Config::array(), verdicts = Config::array();
+  for (const auto& variant : variants) all.push_back(seqloom::to_json(variant));
+  for (const auto& check : checks) {
+    verdicts.push_back({{"text", check.check.text()}, {"value", check.value}});
+    if (check.other) verdicts.back()["other"] = *check.other;
+    verdicts.back()["holds"] = judged ? Config(check.holds) : Config();
   }
-  for (const auto& c : checks) {
-    judged_checks.push_back({{"text", c.check.text()}, {"value", c.value}, {"holds", c.holds}});
-    if (c.other) judged_checks.back()["other"] = *c.other;
-  }
-  return {{"study", study.name}, {"title", study.title},
-          {"judged", judged},    {"holds", judged ? Config(holds()) : Config()},
-          {"variants", all},     {"checks", judged_checks}};
+  return {{"study", printable(study.name, 4096)},         {"title", study.title}, {"judged", judged},
+          {"holds", judged ? Config(holds()) : Config()}, {"variants", all},      {"checks", verdicts}};
 }
 
 StudyResult run_study(const Study& study, const std::string& out, int64_t steps, const StudyObserver& observer) {
+  Study shortened = study;
+  if (steps > 0) {
+    for (auto& variant : shortened.variants) variant.recipe["train"]["steps"] = steps;
+  }
+  const std::vector<bool> less = rehearse(shortened);
   StudyResult result;
   result.judged = steps == 0;
-  for (const auto& variant : study.variants) {
-    result.variants.push_back(train_variant(variant, study.name, out, steps, observer, result.less_is_better));
+  for (const auto& variant : shortened.variants) {
+    result.variants.push_back(train_variant(variant, study.name, out, observer));
     observer.on_variant(result.variants.back());
   }
-  for (const auto& check : study.checks) result.checks.push_back(judge(check, result));
+  for (size_t i = 0; i < study.checks.size(); ++i) result.checks.push_back(judge(study.checks[i], result, less[i]));
   return result;
 }
 

@@ -1,4 +1,6 @@
 #pragma once
+#include <torch/torch.h>
+
 #include <functional>
 #include <map>
 #include <optional>
@@ -42,12 +44,20 @@ struct Study {
 /// Throws UsageError naming `name` (the file) and the key.
 Study parse_study(const Config& config, const std::string& name);
 
+/// How a layer mixes the tokens of one held-out row, for the report.
+struct MixingPicture {
+  int64_t layer = 0;     // from 0
+  torch::Tensor matrix;  // [T, T] float32, head 0 of the layer's mixer
+};
+
 struct VariantResult {
   std::string name;
   int64_t parameters = 0;
-  double seconds = 0, tokens_per_second = 0;
+  double seconds = 0, tokens_per_second = 0;  // of training
   std::map<std::string, double> metrics;
-  std::vector<std::pair<int64_t, double>> losses;  // (step, loss)
+  std::vector<std::pair<int64_t, double>> losses;      // (step, loss)
+  std::optional<int64_t> memory_bytes, memory_tokens;  // of one stream and after how many tokens, where it streams
+  std::vector<MixingPicture> pictures;                 // the first and the last layer, where they have a matrix
 };
 
 struct CheckResult {
@@ -61,7 +71,7 @@ struct StudyResult {
   std::vector<VariantResult> variants;
   std::vector<CheckResult> checks;
   bool judged = true;  // a run with fewer steps than the study asks for says nothing about the claim
-  bool less_is_better = true;
+
   bool holds() const;
   Config to_json(const Study& study) const;
 };
@@ -74,7 +84,8 @@ struct StudyObserver {
 };
 
 /// Trains every variant in out/NAME on the same data, seed and budget and judges the claim. `steps` > 0 replaces the
-/// recipe's number of steps; the claim is then not judged.
+/// recipes' number of steps; the claim is then not judged. Every recipe and every metric of the claim is checked before
+/// the first step. Throws UsageError for a wrong one, Error naming the variant whose training fails.
 StudyResult run_study(const Study& study, const std::string& out, int64_t steps, const StudyObserver& observer);
 
 }  // namespace seqloom

@@ -1,0 +1,119 @@
+// Associative recall: rows are what the definition says, functions of (seed, index), and scored as they should be.
+#include "tasks/recall.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "train/example.h"
+#include "train/task.h"
+
+namespace seqloom {
+namespace {
+
+Config recipe(const Config& task = Config::object(), int64_t batch = 4) {
+  Config config = {{"task", {{"kind", "recall"}, {"pairs", 4}, {"keys", 8}, {"values", 5}, {"eval_pairs", {2, 4}}}},
+                   {"model", {{"width", 8}, {"layers", {{{"mixer", {{"kind", "linear_attention"}, {"heads", 2}}}}}}}},
+                   {"train", {{"batch", batch}}}};
+  config["task"]["eval_rows"] = 10;
+  config["task"].update(task);
+  return config;
+}
+
+TEST(Recall, EveryQueryAsksForTheValueOfItsKey) {
+  RecallOptions options;
+  options.keys = 20;
+  options.values = 7;
+  const int64_t pairs = 6;
+  const RecallRows rows = recall_rows(50, pairs, options, 3, 11);
+  ASSERT_EQ(rows.ids.sizes(), torch::IntArrayRef({50, 3 * pairs}));
+  int64_t in_order = 0;
+  for (int64_t b = 0; b < 50; ++b) {
+    std::map<int64_t, int64_t> value_of;
+    std::vector<int64_t> keys, queries;
+    for (int64_t i = 0; i < pairs; ++i) {
+      const auto key = rows.ids[b][2 * i].item<int64_t>(), value = rows.ids[b][2 * i + 1].item<int64_t>();
+      EXPECT_TRUE(key >= 0 && key < 20) << key;
+      EXPECT_TRUE(value >= 20 && value < 27) << value;
+      EXPECT_TRUE(value_of.emplace(key, value).second) << "the keys of a row are distinct";
+      EXPECT_EQ(rows.targets[b][2 * i].item<int64_t>(), -100);
+      EXPECT_EQ(rows.targets[b][2 * i + 1].item<int64_t>(), -100);
+      keys.push_back(key);
+    }
+    for (int64_t i = 0; i < pairs; ++i) {
+      queries.push_back(rows.ids[b][2 * pairs + i].item<int64_t>());
+      ASSERT_EQ(value_of.count(queries.back()), 1U);
+      EXPECT_EQ(rows.targets[b][2 * pairs + i].item<int64_t>(), value_of[queries.back()]);
+    }
+    EXPECT_EQ(std::set<int64_t>(queries.begin(), queries.end()).size(), static_cast<size_t>(pairs));
+    in_order += queries == keys;
+  }
+  EXPECT_LT(in_order, 3) << "the queries come in a random order";
+}
+
+TEST(Recall, ARowIsAFunctionOfSeedAndNumber) {
+  const RecallOptions options;
+  const auto ids = [&](int64_t rows, uint64_t seed, int64_t first) {
+    return recall_rows(rows, 16, options, seed, first).ids;
+  };
+  EXPECT_TRUE(ids(6, 1, 2).narrow(0, 3, 3).equal(ids(3, 1, 5)));
+  EXPECT_FALSE(ids(1, 1, 2).equal(ids(1, 1, 3)));
+  EXPECT_FALSE(ids(1, 1, 2).equal(ids(1, 2, 2)));
+}
+
+TEST(Recall, MetricsAreThoseOfFixedRowsWhateverTheBatch) {
+  torch::manual_seed(0);
+  const auto one = make_task(recipe(Config::object(), 3), "r.toml");
+  torch::manual_seed(0);
+  const auto other = make_task(recipe(Config::object(), 1000), "r.toml");
+  const torch::NoGradGuard no_grad;
+  const auto a = one->evaluate(), b = other->evaluate();
+  ASSERT_EQ(a.size(), 4U);
+  for (const char* name : {"accuracy", "accuracy@2", "accuracy@4", "loss"}) {
+    ASSERT_EQ(a.count(name), 1U) << name;
+    EXPECT_NEAR(a.at(name), b.at(name), 1e-6) << name;
+  }
+  EXPECT_NEAR(a.at("accuracy"), (a.at("accuracy@2") + a.at("accuracy@4")) / 2, 1e-12);
+  EXPECT_NEAR(a.at("loss"), std::log(13), 0.2) << "untrained: chance among 8 keys and 5 values";
+}
+
+TEST(Recall, LossIsAFunctionOfTheBatchNumber) {
+  for (const bool mixed_lengths : {false, true}) {
+    const auto task = make_task(recipe({{"mixed", mixed_lengths}}), "r.toml");
+    const torch::NoGradGuard no_grad;
+    EXPECT_EQ(task->loss(7).item<float>(), task->loss(7).item<float>());
+    EXPECT_NE(task->loss(7).item<float>(), task->loss(8).item<float>());
+  }
+}
+
+TEST(Recall, OffersOneHeldOutRow) {
+  const auto task = make_task(recipe(), "r.toml");
+  const auto* example = dynamic_cast<const HasExample*>(task.get());
+  ASSERT_NE(example, nullptr);
+  EXPECT_EQ(example->example().sizes(), torch::IntArrayRef({1, 12}));
+}
+
+TEST(Recall, WrongRecipesNameTheKeyAndTheReason) {
+  const std::vector<std::pair<Config, std::string>> wrong = {
+      {{{"pairs", 9}}, "r.toml: task.pairs = 9: there are only 8 keys"},
+      {{{"eval_pairs", {2, 9}}}, "r.toml: task.eval_pairs: 9: there are only 8 keys"},
+      {{{"eval_pairs", {2.5}}}, "2.5 is not a whole number"},
+      {{{"eval_pairs", Config::array()}}, "r.toml: task.eval_pairs is empty"},
+      {{{"eval_pairs", {0}}}, "task.eval_pairs"},
+      {{{"pairs", 0}}, "task.pairs"},
+      {{{"pears", 3}}, "did you mean 'pairs'?"}};
+  for (const auto& [change, message] : wrong) {
+    try {
+      make_task(recipe(change), "r.toml");
+      ADD_FAILURE() << change << " was taken";
+    } catch (const UsageError& error) {
+      EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace seqloom
