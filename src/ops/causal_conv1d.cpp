@@ -17,7 +17,6 @@ using torch::autograd::variable_list;
 
 void check_shapes(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                   const std::optional<Tensor>& state) {
-  if (!x.is_floating_point()) misuse("causal_conv1d: x holds {}, expected a floating type", fmt::streamed(x.dtype()));
   if (x.dim() != 3 || x.size(2) < 1 || weight.dim() != 2 || weight.size(0) != x.size(1) || weight.size(1) < 1) {
     misuse("causal_conv1d: x {}, weight {}: expected x [B, E, T] with T >= 1 and weight [E, W]",
            fmt::streamed(x.sizes()), fmt::streamed(weight.sizes()));
@@ -58,7 +57,6 @@ class FusedConv : public torch::autograd::Function<FusedConv> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    refuse_second_derivative("causal_conv1d");
     const auto saved = context->get_saved_variables();
     const auto [dx, dweight, dbias] = cpu::causal_conv1d_backward(gradients[0].contiguous(), saved[0], saved[1],
                                                                   saved[2], context->saved_data["silu"].toBool());
@@ -74,7 +72,8 @@ std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, 
   const int64_t before = weight.size(1) - 1;
   const Tensor state = initial_state ? *initial_state : torch::zeros({x.size(0), x.size(1), before}, x.options());
   const Tensor history = with_history(widened(x), state);
-  const bool fused = takes_fused({x, weight, bias, initial_state});
+  const bool fused = fused_enabled() && x.is_cpu() && history.scalar_type() == torch::kFloat32 &&
+                     widened(weight).scalar_type() == torch::kFloat32;
   const auto wide_bias = bias ? std::make_optional(widened(*bias).contiguous()) : std::nullopt;
   const Tensor y = fused ? FusedConv::apply(history.contiguous(), widened(weight).contiguous(), wide_bias, silu)
                          : reference(history, weight, bias, silu);

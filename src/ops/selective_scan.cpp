@@ -36,7 +36,6 @@ void check_map(const char* name, const Tensor& m, const Tensor& u, const Tensor&
 
 void check_shapes(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
                   const Optional& D, const Optional& z, const Optional& bias, const Optional& state) {
-  if (!u.is_floating_point()) misuse("selective_scan: u holds {}, expected a floating type", fmt::streamed(u.dtype()));
   if (u.dim() != 3 || u.size(2) < 1)
     misuse("selective_scan: u is {}, expected [B, E, T] with T >= 1", fmt::streamed(u.sizes()));
   if (A.dim() != 2 || A.size(0) != u.size(1) || A.size(1) < 1) {
@@ -108,7 +107,6 @@ class FusedScan : public torch::autograd::Function<FusedScan> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    refuse_second_derivative("selective_scan");
     const auto s = context->get_saved_variables();
     const cpu::ScanInputs in{s[0], s[1], s[2], s[3], s[4],
                              s[5], s[6], s[7], s[8], context->saved_data["softplus"].toBool()};
@@ -145,7 +143,12 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, 
                                           const Optional& delta_bias, bool delta_softplus,
                                           const Optional& initial_state) {
   check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state);
-  const auto run = takes_fused({u, delta, A, B, C, D, z, delta_bias, initial_state}) ? fused : reference;
+  bool float32 = u.is_cpu();
+  for (const Optional& t :
+       {Optional(u), Optional(delta), Optional(A), Optional(B), Optional(C), D, z, delta_bias, initial_state}) {
+    float32 = float32 && (!t || widened(*t).scalar_type() == torch::kFloat32);
+  }
+  const auto run = fused_enabled() && float32 ? fused : reference;
   return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state);
 }
 

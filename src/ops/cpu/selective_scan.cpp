@@ -78,15 +78,6 @@ void Scatter(const float* from, size_t stride, size_t rows, size_t count, float*
   }
 }
 
-/// Makes `states` NaN where `decays` are. Exp2 hides a NaN, and a state that is one stays one: checked once a block,
-/// not once a token.
-void Poison(const float* decays, size_t size, float* states) {
-  for (size_t i = 0; i < size; i += kLanes) {
-    const Vector decay = hn::Load(kTag, decays + i);
-    hn::Store(hn::IfThenElse(hn::IsNaN(decay), decay, hn::Load(kTag, states + i)), kTag, states + i);
-  }
-}
-
 HWY_INLINE Vector StepSize(const ScanRows& in, size_t at, size_t e, size_t v, size_t count) {
   Vector step = LoadFirst(kTag, in.delta + at + v * kLanes, Rest(count, v));
   if (in.bias != nullptr) step = hn::Add(step, LoadFirst(kTag, in.bias + e + v * kLanes, Rest(count, v)));
@@ -106,7 +97,6 @@ void ForwardBlock(const ScanRows& in, const ForwardRows& out, size_t e, size_t c
   float *h = scratch, *A = h + N * kBlock, *Bc = A + N * kBlock, *Cc = Bc + N * kBlock;
   Gather(out.state + e, in.channels, N, count, h);
   Gather(in.A + e, in.channels, N, count, A, kLog2E);  // exp(step A) is then a power of two
-  Poison(A, N * kBlock, h);
   if (kConstantB) Gather(in.B + e, in.channels, N, count, Bc);
   if (kConstantC) Gather(in.C + e, in.channels, N, count, Cc);
   for (size_t t = 0; t < in.tokens; ++t) {
