@@ -79,7 +79,10 @@ class RecallTask final : public Task, public HasExample {
     return metrics;
   }
 
-  torch::Tensor example() const override { return recall_rows(1, options_.pairs, options_, kEvaluationSeed, 0).ids; }
+  torch::Tensor example() const override {
+    const double most = *std::max_element(options_.eval_pairs.begin(), options_.eval_pairs.end());
+    return recall_rows(1, static_cast<int64_t>(most), options_, kEvaluationSeed, 0).ids;
+  }
 
  private:
   /// Accuracy and mean loss over eval_rows rows of `pairs` pairs, a batch at a time.

@@ -60,7 +60,7 @@ std::vector<double> linear_ticks(double low, double high) {
   return at;
 }
 
-/// At most six powers of two in [low, high].
+/// Two to six powers of two in [low, high], other round numbers where it holds fewer.
 std::vector<double> log_ticks(double low, double high) {
   const double first = std::ceil(std::log2(low) - 1e-9), last = std::floor(std::log2(high) + 1e-9);
   const double step = std::max(1.0, std::ceil((last - first + 1) / 6));
@@ -68,7 +68,7 @@ std::vector<double> log_ticks(double low, double high) {
   for (int i = 0; i < 6; ++i) {
     if (first + i * step <= last) at.push_back(std::exp2(first + i * step));
   }
-  return at;
+  return at.size() < 2 ? linear_ticks(low, high) : at;
 }
 
 bool drawable(const std::pair<double, double>& point, bool log_x) {

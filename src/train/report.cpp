@@ -10,7 +10,7 @@
 namespace seqloom {
 namespace {
 
-constexpr size_t kPointsOfCurve = 200;
+constexpr size_t kPointsOfCurve = 100;
 
 // default-src 'none': even a browser that is fooled by the page's data loads and runs nothing.
 constexpr const char* kHead = R"(<!doctype html>
@@ -26,12 +26,12 @@ constexpr const char* kStyle = R"(
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8ea; --paper: #16191d; --faint: #3a4047; --good: #4cc38a; --bad: #ff8a80; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1280px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
 p { max-width: 48rem; } .paper, .note { opacity: 0.8; }
 .verdict { font-weight: 600; } .holds { color: var(--good); } .fails { color: var(--bad); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid var(--faint); text-align: right; white-space: nowrap; }
+th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--faint); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1.5rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 1rem; }
@@ -208,9 +208,9 @@ std::string pictures_html(const StudyResult& result) {
   std::string html;
   for (const auto& variant : result.variants) {
     for (const auto& picture : variant.pictures) {
-      const std::string caption = fmt::format("{}, layer {}", variant.name, picture.layer + 1);
-      html += fmt::format("<figure>{}<figcaption>{}</figcaption></figure>\n", matrix_svg(picture.matrix, caption),
-                          html_escape(caption));
+      const std::string layer = fmt::format("layer {}", picture.layer + 1);
+      html += fmt::format("<figure>{}<figcaption>{}<br>{}</figcaption></figure>\n",
+                          matrix_svg(picture.matrix, variant.name + ", " + layer), html_escape(variant.name), layer);
     }
   }
   if (html.empty()) return "";

@@ -89,11 +89,11 @@ TEST(Recall, LossIsAFunctionOfTheBatchNumber) {
   }
 }
 
-TEST(Recall, OffersOneHeldOutRow) {
-  const auto task = make_task(recipe(), "r.toml");
+TEST(Recall, OffersOneRowOfTheLongestThatAreEvaluated) {
+  const auto task = make_task(recipe({{"eval_pairs", {2, 5, 3}}}), "r.toml");
   const auto* example = dynamic_cast<const HasExample*>(task.get());
   ASSERT_NE(example, nullptr);
-  EXPECT_EQ(example->example().sizes(), torch::IntArrayRef({1, 12}));
+  EXPECT_EQ(example->example().sizes(), torch::IntArrayRef({1, 15}));
 }
 
 TEST(Recall, WrongRecipesNameTheKeyAndTheReason) {
