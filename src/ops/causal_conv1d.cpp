@@ -7,6 +7,7 @@
 #include "ops/cpu/causal_conv1d.h"
 #include "ops/fused.h"
 #include "ops/precision.h"
+#include "ops/reference_gradient.h"
 
 namespace seqloom::ops {
 namespace {
@@ -23,6 +24,11 @@ void check_shapes(const Tensor& x, const Tensor& weight, const std::optional<Ten
   }
   if (bias && (bias->dim() != 1 || bias->size(0) != x.size(1))) {
     misuse("causal_conv1d: bias is {}, expected [{}]", fmt::streamed(bias->sizes()), x.size(1));
+  }
+  for (const auto& [name, t] : {std::pair("x", x), {"weight", weight}}) {
+    if (!t.is_floating_point()) {
+      misuse("causal_conv1d: {} is {}, expected a floating type", name, fmt::streamed(t.dtype()));
+    }
   }
   const std::vector<int64_t> wanted = {x.size(0), x.size(1), weight.size(1) - 1};
   if (state && state->sizes() != torch::IntArrayRef(wanted)) {
@@ -58,8 +64,15 @@ class FusedConv : public torch::autograd::Function<FusedConv> {
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto saved = context->get_saved_variables();
-    const auto [dx, dweight, dbias] = cpu::causal_conv1d_backward(gradients[0].contiguous(), saved[0], saved[1],
-                                                                  saved[2], context->saved_data["silu"].toBool());
+    const bool silu = context->saved_data["silu"].toBool();
+    if (torch::GradMode::is_enabled()) {
+      const auto bias = saved[2].defined() ? std::make_optional<Tensor>(saved[2]) : std::nullopt;
+      variable_list all = reference_gradients({reference(saved[0], saved[1], bias, silu)}, saved, gradients);
+      all.emplace_back();
+      return all;
+    }
+    const auto [dx, dweight, dbias] =
+        cpu::causal_conv1d_backward(gradients[0].contiguous(), saved[0], saved[1], saved[2], silu);
     return {dx, dweight, dbias, Tensor()};
   }
 };

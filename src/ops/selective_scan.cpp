@@ -10,6 +10,7 @@
 #include "ops/cpu/selective_scan.h"
 #include "ops/fused.h"
 #include "ops/precision.h"
+#include "ops/reference_gradient.h"
 
 namespace seqloom::ops {
 namespace {
@@ -34,6 +35,16 @@ void check_map(const char* name, const Tensor& m, const Tensor& u, const Tensor&
   }
 }
 
+void check_floating(const char* name, const Tensor& t, const Tensor& u) {
+  if (!t.is_floating_point() && !t.is_complex()) {
+    misuse("selective_scan: {} is {}, expected a floating type", name, fmt::streamed(t.dtype()));
+  }
+  if (t.device() != u.device()) {
+    misuse("selective_scan: {} is on {} and u on {}; move them to one device", name, fmt::streamed(t.device()),
+           fmt::streamed(u.device()));
+  }
+}
+
 void check_shapes(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
                   const Optional& D, const Optional& z, const Optional& bias, const Optional& state) {
   if (u.dim() != 3 || u.size(2) < 1)
@@ -41,7 +52,9 @@ void check_shapes(const Tensor& u, const Tensor& delta, const Tensor& A, const T
   if (A.dim() != 2 || A.size(0) != u.size(1) || A.size(1) < 1) {
     misuse("selective_scan: A is {}, expected [E, N] with E = {}", fmt::streamed(A.sizes()), u.size(1));
   }
+  for (const auto& [name, t] : {std::pair("u", u), {"A", A}, {"B", B}, {"C", C}}) check_floating(name, t, u);
   const auto same = [&](const char* name, const Tensor& t, torch::IntArrayRef shape) {
+    check_floating(name, t, u);
     if (t.sizes() != shape)
       misuse("selective_scan: {} is {}, expected {}", name, fmt::streamed(t.sizes()), fmt::streamed(shape));
   };
@@ -92,6 +105,16 @@ Tensor kernel_map(const Tensor& m, int64_t groups) {
   return grouped.repeat_interleave(groups / grouped.size(1), 1).permute({0, 3, 1, 2}).contiguous();
 }
 
+/// y and the final state by the reference, from and in the kernel's layouts: u, delta, z, A, B, C, D, bias, state.
+variable_list by_reference(const variable_list& s, bool softplus) {
+  const auto optional = [](const Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; };
+  const auto map = [](const Tensor& m) { return m.dim() == 2 ? m.t() : m.permute({0, 2, 3, 1}); };
+  const Optional z = s[2].defined() ? Optional(s[2].transpose(1, 2)) : std::nullopt;
+  const auto [y, state] = reference(s[0].transpose(1, 2), s[1].transpose(1, 2), s[3].t(), map(s[4]), map(s[5]),
+                                    optional(s[6]), z, optional(s[7]), softplus, s[8].transpose(1, 2));
+  return {y.transpose(1, 2), state.transpose(1, 2)};
+}
+
 /// The fused kernel with its gradient, in the kernel's layouts: u, delta, A, B, C, D, z, bias, state.
 class FusedScan : public torch::autograd::Function<FusedScan> {
  public:
@@ -108,6 +131,12 @@ class FusedScan : public torch::autograd::Function<FusedScan> {
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto s = context->get_saved_variables();
+    if (torch::GradMode::is_enabled()) {
+      variable_list all = reference_gradients(by_reference(s, context->saved_data["softplus"].toBool()),
+                                              variable_list(s.begin(), s.begin() + 9), gradients);
+      // saved as u, delta, z, A, B, C, D, bias, state; taken as u, delta, A, B, C, D, z, bias, state
+      return {all[0], all[1], all[3], all[4], all[5], all[6], all[2], all[7], all[8], Tensor(), Tensor()};
+    }
     const cpu::ScanInputs in{s[0], s[1], s[2], s[3], s[4],
                              s[5], s[6], s[7], s[8], context->saved_data["softplus"].toBool()};
     const auto g = cpu::selective_scan_backward(in, s[9], gradients[0].contiguous(), gradients[1].contiguous());

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <cstring>
+
 #include "base/error.h"
 #include "ops/fused.h"
 #include "support/compare.h"
@@ -128,6 +130,82 @@ TEST(SelectiveScan, SurvivesStrongDecayAndBothTailsOfSoftplus) {
   }
 }
 
+/// Runs `check` under every SIMD target that this machine has.
+template <typename Check>
+void on_every_target(Check check) {
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    hwy::SetSupportedTargetsForTest(target);
+    SCOPED_TRACE(hwy::TargetName(target));
+    check();
+    hwy::SetSupportedTargetsForTest(0);
+  }
+}
+
+TEST(SelectiveScan, ANaNReachesTheOutputFromEveryInputAndStaysInItsChannel) {
+  torch::manual_seed(7);
+  const auto good = make_inputs({1, 20, 40, 3, 1, false, false, true, true, true});
+  for (const size_t index : {0, 1, 2, 5, 6, 7, 8}) {
+    SCOPED_TRACE(index);
+    auto in = good;
+    in[index] = good[index].clone();
+    const bool of_tokens = index == 0 || index == 1 || index == 6;
+    auto place = of_tokens    ? in[index].select(0, 0).select(0, 17).select(0, 30)
+                 : index == 8 ? in[index].select(0, 0).select(0, 17).select(0, 2)
+                 : index == 2 ? in[index].select(0, 17).select(0, 2)
+                              : in[index].select(0, 17);
+    const int32_t nan_with_payload = 0x7fc00001;
+    std::memcpy(place.mutable_data_ptr<float>(), &nan_with_payload, sizeof nan_with_payload);
+    on_every_target([&] {
+      const Tensor bad = std::get<0>(run(in, true)).isnan().squeeze(0);  // [E, T]
+      EXPECT_TRUE(bad[17][index == 6 || of_tokens ? 30 : 0].item<bool>());
+      EXPECT_EQ(bad.sum().item<int64_t>(), bad[17].sum().item<int64_t>());
+      if (of_tokens) {
+        EXPECT_FALSE(bad[17].narrow(0, 0, 30).any().item<bool>());
+      }
+    });
+  }
+}
+
+TEST(SelectiveScan, StrongDecayForgetsAllAndGrowthOverflowsAsTheReferenceDoes) {
+  auto in = make_inputs({1, 16, 40, 2, 1, false, false, false, false, true});
+  in[1] = torch::ones({1, 16, 40});
+  in[2] = torch::full({16, 2}, -1000.0);
+  in[0] = torch::zeros({1, 16, 40});
+  in[8] = torch::full({1, 16, 2}, 1e38);
+  on_every_target([&] { EXPECT_EQ(std::get<1>(run(in, false)).abs().max().item<float>(), 0); });
+  in[2] = torch::full({16, 2}, 1000.0);
+  on_every_target([&] { EXPECT_TRUE(std::get<1>(run(in, false)).isinf().all().item<bool>()); });
+}
+
+TEST(SelectiveScan, TheSoftplusGradientKeepsItsPrecisionFarBelowZero) {
+  torch::manual_seed(8);
+  auto in = make_inputs({1, 16, 8, 2, 1, false, false, false, true, false});
+  in[1] = torch::linspace(-60, -16, 16 * 8).view({1, 16, 8});
+  auto wide = in;
+  for (Tensor& t : wide) t = t.defined() ? t.to(torch::kFloat64) : t;
+  const Tensor want = results(wide, true, false)[1], got = results(in, true, true)[1];
+  EXPECT_LT(((got - want) / want).abs().max().item<double>(), 1e-4);
+}
+
+TEST(SelectiveScan, SecondDerivativesAreThoseOfTheReference) {
+  torch::manual_seed(9);
+  const auto second = [](bool fused) {
+    torch::manual_seed(10);
+    auto in = make_inputs({2, 5, 7, 3, 1, false, false, true, true, true});
+    std::vector<Tensor> leaves;
+    for (Tensor& t : in) leaves.push_back(t.detach().clone().requires_grad_(true));
+    ops::set_fused_enabled(fused);
+    const auto [y, state] = run(leaves, true);
+    const auto first = torch::autograd::grad({y.pow(2).sum() + state.sum()}, leaves, {}, true, true);
+    Tensor norm = torch::zeros({});
+    for (const Tensor& g : first) norm = norm + g.pow(2).sum();
+    ops::set_fused_enabled(true);
+    return torch::autograd::grad({norm}, leaves);
+  };
+  const auto want = second(false), got = second(true);
+  for (size_t i = 0; i < want.size(); ++i) expect_near(got[i], want[i], 1e-4, "second derivative");
+}
+
 TEST(SelectiveScan, TakesBfloat16AndKeepsAFloat32State) {
   torch::manual_seed(6);
   auto in = make_inputs({2, 16, 40, 8, 1, false, false, true, true, false});
@@ -147,6 +225,9 @@ TEST(SelectiveScan, RefusesWrongShapes) {
     EXPECT_THROW(run(in, true), UsageError) << "input " << index;
   };
   refused(0, torch::randn({2, 12, 0}));
+  refused(0, torch::ones({2, 12, 8}, torch::kInt64));
+  refused(7, torch::ones({12}, torch::kInt64));
+  refused(8, torch::zeros({2, 12, 4}, torch::kMeta));
   refused(1, torch::randn({2, 12, 7}));
   refused(2, torch::randn({11, 4}));
   refused(3, torch::randn({2, 5, 4, 8}));  // 5 groups do not divide 12 channels

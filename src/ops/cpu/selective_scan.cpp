@@ -1,6 +1,9 @@
 #include "ops/cpu/selective_scan.h"
 
 #include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
+
+#include <utility>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/selective_scan.cpp"
@@ -17,25 +20,29 @@ namespace seqloom::ops::cpu {
 /// Channels that are worked on together: a cache line, and the vector lanes of AVX-512. The N states are looped over,
 /// so that nothing is summed across lanes and B_t, C_t are broadcast.
 constexpr size_t kBlock = 16;
-/// Tokens between two states that are kept for the backward pass.
-constexpr size_t kChunk = 32;
+/// Tokens that are worked on together, and between two states that are kept for the backward pass. What a block needs
+/// of a tile stays in the first cache, and rows of memory are read a tile ahead.
+constexpr size_t kTile = 32;
+/// Blocks of one task: neighbours, so that whole rows of cache lines are read; dB and dC are summed over them. Fixed,
+/// so that results do not depend on the number of threads.
+constexpr size_t kSliceBlocks = 8;
 
 /// Raw pointers into ScanInputs for one sequence. Rows of u, delta, z are E apart.
 struct ScanRows {
   const float *u, *delta, *z, *A, *D, *bias;
-  const float *B, *C;  // of the channel's group: rows `stride_B`, `stride_C` apart; constant maps [N, E] (stride 0)
+  const float *B, *C;  // of the channels' group: rows `stride_B`, `stride_C` apart; constant maps [N, E] (stride 0)
   bool constant_B, constant_C, softplus;
   size_t tokens, channels, states, stride_B, stride_C;
 };
 
-/// Where one block of channels [e, e + count) writes in the forward pass.
+/// Where the forward pass of one sequence writes.
 struct ForwardRows {
   float* y;            // [T, E]
   float* state;        // [N, E], read and replaced
-  float* checkpoints;  // [chunks, N, E] or null
+  float* checkpoints;  // [tiles, N, E] or null
 };
 
-/// Where a slice of channels writes in the backward pass.
+/// Where the backward pass of one slice of channels writes.
 struct BackwardRows {
   const float *dy, *checkpoints;
   float *du, *ddelta, *dz;
@@ -56,242 +63,425 @@ using Vector = hn::Vec<decltype(kTag)>;
 constexpr size_t kLanes = hn::MaxLanes(kTag);
 constexpr size_t kVectors = kBlock / kLanes;
 
-HWY_INLINE size_t Rest(size_t count, size_t v) {
-  return count > v * kLanes ? count - v * kLanes : 0;
-}
-
-/// factor * columns e .. e+count of [N, E] -> [N][kBlock].
-void Gather(const float* from, size_t stride, size_t rows, size_t count, float* to, float factor = 1) {
-  for (size_t n = 0; n < rows; ++n) {
-    for (size_t v = 0; v < kVectors; ++v) {
-      const Vector part = LoadFirst(kTag, from + n * stride + v * kLanes, Rest(count, v));
-      hn::Store(hn::Mul(part, hn::Set(kTag, factor)), kTag, to + n * kBlock + v * kLanes);
-    }
-  }
-}
-
-void Scatter(const float* from, size_t stride, size_t rows, size_t count, float* to) {
-  for (size_t n = 0; n < rows; ++n) {
-    for (size_t v = 0; v < kVectors; ++v) {
-      StoreFirst(kTag, hn::Load(kTag, from + n * kBlock + v * kLanes), to + n * stride + v * kLanes, Rest(count, v));
-    }
-  }
-}
-
-HWY_INLINE Vector StepSize(const ScanRows& in, size_t at, size_t e, size_t v, size_t count) {
-  Vector step = LoadFirst(kTag, in.delta + at + v * kLanes, Rest(count, v));
-  if (in.bias != nullptr) step = hn::Add(step, LoadFirst(kTag, in.bias + e + v * kLanes, Rest(count, v)));
-  return in.softplus ? Softplus(kTag, step) : step;
-}
-
-/// B_t[n] or C_t[n] for a vector of channels: broadcast, or from the constant map gathered as [N][kBlock].
-template <bool kConstant>
-HWY_INLINE Vector Map(const float* row, const float* gathered, size_t n, size_t v) {
-  if constexpr (kConstant) return hn::Load(kTag, gathered + n * kBlock + v * kLanes);
-  return hn::Set(kTag, row[n]);
-}
-
-template <bool kConstantB, bool kConstantC>
-void ForwardBlock(const ScanRows& in, const ForwardRows& out, size_t e, size_t count, float* scratch) {
-  const size_t N = in.states;
-  float *h = scratch, *A = h + N * kBlock, *Bc = A + N * kBlock, *Cc = Bc + N * kBlock;
-  Gather(out.state + e, in.channels, N, count, h);
-  Gather(in.A + e, in.channels, N, count, A, kLog2E);  // exp(step A) is then a power of two
-  if (kConstantB) Gather(in.B + e, in.channels, N, count, Bc);
-  if (kConstantC) Gather(in.C + e, in.channels, N, count, Cc);
-  for (size_t t = 0; t < in.tokens; ++t) {
-    if (out.checkpoints != nullptr && t % kChunk == 0) {
-      Scatter(h, in.channels, N, count, out.checkpoints + t / kChunk * N * in.channels + e);
-    }
-    const size_t at = t * in.channels + e;
-    const float *B = in.B + t * in.stride_B, *C = in.C + t * in.stride_C;
-    Vector step[kVectors], added[kVectors], y[kVectors];
-    for (size_t v = 0; v < kVectors; ++v) {
-      const Vector u = LoadFirst(kTag, in.u + at + v * kLanes, Rest(count, v));
-      step[v] = StepSize(in, at, e, v, count);
-      added[v] = hn::Mul(step[v], u);
-      y[v] = in.D != nullptr ? hn::Mul(u, LoadFirst(kTag, in.D + e + v * kLanes, Rest(count, v))) : hn::Zero(kTag);
-    }
-    for (size_t n = 0; n < N; ++n) {
-      for (size_t v = 0; v < kVectors; ++v) {
-        float* place = h + n * kBlock + v * kLanes;
-        const Vector decay = Exp2(kTag, hn::Mul(step[v], hn::Load(kTag, A + n * kBlock + v * kLanes)));
-        const Vector state = hn::MulAdd(decay, hn::Load(kTag, place), hn::Mul(added[v], Map<kConstantB>(B, Bc, n, v)));
-        hn::Store(state, kTag, place);
-        y[v] = hn::MulAdd(state, Map<kConstantC>(C, Cc, n, v), y[v]);
-      }
-    }
-    for (size_t v = 0; v < kVectors; ++v) {
-      if (in.z != nullptr) {
-        const Vector z = LoadFirst(kTag, in.z + at + v * kLanes, Rest(count, v));
-        y[v] = hn::Mul(y[v], hn::Mul(z, Sigmoid(kTag, z)));
-      }
-      StoreFirst(kTag, y[v], out.y + at + v * kLanes, Rest(count, v));
-    }
-  }
-  Scatter(h, in.channels, N, count, out.state + e);
-}
-
-void Forward(const ScanRows& in, const ForwardRows& out, size_t e, size_t count, float* scratch) {
-  const auto run = in.constant_B ? (in.constant_C ? ForwardBlock<true, true> : ForwardBlock<true, false>)
-                                 : (in.constant_C ? ForwardBlock<false, true> : ForwardBlock<false, false>);
-  run(in, out, e, count, scratch);
-}
-
-/// The backward pass of one block over one chunk of tokens [first, last).
-struct ChunkScratch {
-  float *before, *decay;  // [kChunk][N][kBlock]: h_{t-1} and exp(step A)
-  float *step, *y;        // [kChunk][kBlock]
-  float *A, *Bc, *Cc;     // [N][kBlock]
-  float *accB, *accC;     // [kChunk][N][kBlock]: lanes that sum over the blocks of a slice
+/// One block of a slice: the channels [e, e + count) and what is gathered for them, [N][kBlock] each.
+struct Block {
+  size_t e, count;
+  float *A, *B, *C, *h;  // A log2 e, so that exp(step A) is a power of two; B and C where they are constant
+  float* strongest;      // [kBlock]: the largest |A log2 e| of each channel
 };
 
-template <bool kConstantB, bool kConstantC>
-void Recompute(const ScanRows& in, const BackwardRows& out, size_t e, size_t count, size_t first, size_t last,
-               const ChunkScratch& s) {
-  const size_t N = in.states;
-  Gather(in.A + e, in.channels, N, count, s.A, kLog2E);
-  if (kConstantB) Gather(in.B + e, in.channels, N, count, s.Bc);
-  if (kConstantC) Gather(in.C + e, in.channels, N, count, s.Cc);
-  Gather(out.checkpoints + first / kChunk * N * in.channels + e, in.channels, N, count, s.before);
-  for (size_t t = first; t < last; ++t) {
-    const size_t at = t * in.channels + e, i = t - first;
-    const float *B = in.B + t * in.stride_B, *C = in.C + t * in.stride_C;
+/// A tile of tokens of one block, [kTile][kBlock] each.
+struct Tile {
+  float *step, *added, *y;  // added = step u
+  float *decay, *kept;      // of one state: exp(step A) and exp(step A) h_{t-1}, for the backward pass
+};
+
+/// Aligned memory that is handed out in pieces.
+class Scratch {
+ public:
+  explicit Scratch(size_t size) : memory_(hwy::AllocateAligned<float>(size)), next_(memory_.get()) {}
+  float* take(size_t size) { return std::exchange(next_, next_ + size); }
+
+ private:
+  hwy::AlignedFreeUniquePtr<float[]> memory_;
+  float* next_;
+};
+
+HWY_INLINE size_t Rest(const Block& b, size_t v) {
+  return b.count > v * kLanes ? b.count - v * kLanes : 0;
+}
+
+/// Columns e .. e+count of [N, E] -> [N][kBlock].
+void Gather(const float* from, const ScanRows& in, const Block& b, float* to) {
+  for (size_t n = 0; n < in.states; ++n) {
     for (size_t v = 0; v < kVectors; ++v) {
-      const Vector u = LoadFirst(kTag, in.u + at + v * kLanes, Rest(count, v));
-      const Vector step = StepSize(in, at, e, v, count), added = hn::Mul(step, u);
-      Vector y = in.D != nullptr ? hn::Mul(u, LoadFirst(kTag, in.D + e + v * kLanes, Rest(count, v))) : hn::Zero(kTag);
-      for (size_t n = 0; n < N; ++n) {
-        const size_t place = (i * N + n) * kBlock + v * kLanes;
-        const Vector decay = Exp2(kTag, hn::Mul(step, hn::Load(kTag, s.A + n * kBlock + v * kLanes)));
-        const Vector state =
-            hn::MulAdd(decay, hn::Load(kTag, s.before + place), hn::Mul(added, Map<kConstantB>(B, s.Bc, n, v)));
-        hn::Store(decay, kTag, s.decay + place);
-        if (t + 1 < last) hn::Store(state, kTag, s.before + place + N * kBlock);
-        if (in.z != nullptr) y = hn::MulAdd(state, Map<kConstantC>(C, s.Cc, n, v), y);
-      }
-      hn::Store(step, kTag, s.step + i * kBlock + v * kLanes);
-      hn::Store(y, kTag, s.y + i * kBlock + v * kLanes);
+      hn::Store(LoadFirst(kTag, from + n * in.channels + b.e + v * kLanes, Rest(b, v)), kTag,
+                to + n * kBlock + v * kLanes);
     }
   }
 }
 
-/// Gradients that are carried from token to token for one block: g = dL/dh_t and sums over t, all [N][kBlock].
+void Scatter(const float* from, const ScanRows& in, const Block& b, size_t rows, float* to) {
+  for (size_t n = 0; n < rows; ++n) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      StoreFirst(kTag, hn::Load(kTag, from + n * kBlock + v * kLanes), to + n * in.channels + b.e + v * kLanes,
+                 Rest(b, v));
+    }
+  }
+}
+
+void GatherDecay(const ScanRows& in, const Block& b) {
+  Gather(in.A, in, b, b.A);
+  for (size_t v = 0; v < kVectors; ++v) {
+    Vector strongest = hn::Zero(kTag);
+    for (size_t n = 0; n < in.states; ++n) {
+      float* place = b.A + n * kBlock + v * kLanes;
+      const Vector A = hn::Mul(hn::Load(kTag, place), hn::Set(kTag, kLog2E));
+      // a NaN counts as unbounded: Exp2Bounded is not made for it
+      strongest = hn::Max(strongest, hn::IfThenElse(hn::Eq(A, A), hn::Abs(A), hn::Inf(kTag)));
+      hn::Store(A, kTag, place);
+    }
+    hn::Store(strongest, kTag, b.strongest + v * kLanes);
+  }
+}
+
+Block MakeBlock(const ScanRows& in, size_t e, size_t end, Scratch& scratch) {
+  const size_t size = in.states * kBlock;
+  const auto gathered = [&](bool constant) { return constant ? scratch.take(size) : nullptr; };
+  const Block b{e,
+                std::min(kBlock, end - e),
+                scratch.take(size),
+                gathered(in.constant_B),
+                gathered(in.constant_C),
+                scratch.take(size),
+                scratch.take(kBlock)};
+  GatherDecay(in, b);
+  if (in.constant_B) Gather(in.B, in, b, b.B);
+  if (in.constant_C) Gather(in.C, in, b, b.C);
+  return b;
+}
+
+size_t BlockSize(const ScanRows& in) {
+  return (2 + in.constant_B + in.constant_C) * in.states * kBlock + kBlock;
+}
+
+HWY_INLINE size_t At(const ScanRows& in, const Block& b, size_t t, size_t v) {
+  return t * in.channels + b.e + v * kLanes;
+}
+
+HWY_INLINE Vector StepBeforeSoftplus(const ScanRows& in, const Block& b, size_t t, size_t v) {
+  const Vector delta = LoadFirst(kTag, in.delta + At(in, b, t, v), Rest(b, v));
+  return in.bias == nullptr ? delta : hn::Add(delta, LoadFirst(kTag, in.bias + b.e + v * kLanes, Rest(b, v)));
+}
+
+/// Part n of N of a tile's rows into the cache. They lie E apart, which no hardware prefetcher follows, and each is on
+/// a page of its own: asked for a few at a time, while a tile before is worked on, they arrive unnoticed.
+HWY_INLINE void PrefetchPart(const float* rows, const ScanRows& in, const Block& b, size_t first, size_t n) {
+  if (rows == nullptr) return;
+  const size_t begin = first + n * kTile / in.states, end = first + (n + 1) * kTile / in.states;
+  for (size_t t = begin; t < std::min(end, in.tokens); ++t) hwy::Prefetch(rows + t * in.channels + b.e);
+}
+
+/// Fills the tile's step. Two loops, since one chain of operations as long as softplus's leaves no room for the next.
+void PrepareStep(const ScanRows& in, const Block& b, size_t first, size_t tokens, const Tile tile) {
+  float* exponential = tile.y;  // free until PrepareTile
+  for (size_t i = 0; i < tokens; ++i) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      const Vector raw = StepBeforeSoftplus(in, b, first + i, v);
+      hn::Store(raw, kTag, tile.step + i * kBlock + v * kLanes);
+      if (in.softplus) hn::Store(Exp(kTag, hn::Neg(hn::Abs(raw))), kTag, exponential + i * kBlock + v * kLanes);
+    }
+  }
+  if (!in.softplus) return;
+  for (size_t at = 0; at < tokens * kBlock; at += kLanes) {
+    const Vector step = Softplus(kTag, hn::Load(kTag, tile.step + at), hn::Load(kTag, exponential + at));
+    hn::Store(step, kTag, tile.step + at);
+  }
+}
+
+/// Fills step, added and y = D u for tokens [first, first + tokens). Returns whether no |step A log2 e| exceeds 126.
+bool PrepareTile(const ScanRows& in, const Block& b, size_t first, size_t tokens, const Tile tile) {
+  PrepareStep(in, b, first, tokens, tile);
+  const Vector limit = hn::Set(kTag, 126.0f);
+  auto bounded = hn::Eq(limit, limit);
+  Vector D[kVectors], strongest[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) {
+    D[v] = in.D == nullptr ? hn::Zero(kTag) : LoadFirst(kTag, in.D + b.e + v * kLanes, Rest(b, v));
+    strongest[v] = hn::Load(kTag, b.strongest + v * kLanes);
+  }
+  for (size_t i = 0; i < tokens; ++i) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t place = i * kBlock + v * kLanes;
+      const Vector u = LoadFirst(kTag, in.u + At(in, b, first + i, v), Rest(b, v));
+      const Vector step = hn::Load(kTag, tile.step + place);
+      bounded = hn::And(bounded, hn::Le(hn::Mul(hn::Abs(step), strongest[v]), limit));  // false for NaN
+      hn::Store(hn::Mul(step, u), kTag, tile.added + place);
+      hn::Store(hn::Mul(D[v], u), kTag, tile.y + place);
+    }
+  }
+  return hn::AllTrue(kTag, bounded);
+}
+
+/// B_t[n] or C_t[n] for a vector of channels: broadcast, or from the constant map's row [kBlock].
+template <bool kConstant>
+HWY_INLINE Vector Map(const float* row, size_t v) {
+  if constexpr (kConstant) return hn::Load(kTag, row + v * kLanes);
+  return hn::Set(kTag, *row);
+}
+
+/// Runs h_t[n] = exp(step A[n]) h_{t-1}[n] + added B_t[n] over a tile and adds h_t[n] C_t[n] to y. `tile` by value here
+/// and below: a vector store might change what a reference refers to, and its pointers would be read again and again.
+template <bool kConstantB, bool kConstantC, bool kBounded, bool kKeep>
+void ScanState(const ScanRows& in, const Block& b, size_t n, size_t first, size_t tokens, const Tile tile) {
+  Vector h[kVectors], A[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) {
+    h[v] = hn::Load(kTag, b.h + n * kBlock + v * kLanes);
+    A[v] = hn::Load(kTag, b.A + n * kBlock + v * kLanes);
+  }
+  const float* B = kConstantB ? b.B + n * kBlock : in.B + first * in.stride_B + n;
+  const float* C = kConstantC ? b.C + n * kBlock : in.C + first * in.stride_C + n;
+  const size_t stride_B = in.stride_B, stride_C = in.stride_C;
+  for (size_t i = 0; i < tokens; ++i, B += stride_B, C += stride_C) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t at = i * kBlock + v * kLanes;
+      const Vector exponent = hn::Mul(hn::Load(kTag, tile.step + at), A[v]);
+      const Vector decay = kBounded ? Exp2Bounded(kTag, exponent) : Exp2(kTag, exponent);
+      if constexpr (kKeep) {
+        hn::Store(decay, kTag, tile.decay + at);
+        hn::Store(hn::Mul(decay, h[v]), kTag, tile.kept + at);
+      }
+      h[v] = hn::MulAdd(decay, h[v], hn::Mul(hn::Load(kTag, tile.added + at), Map<kConstantB>(B, v)));
+      hn::Store(hn::MulAdd(h[v], Map<kConstantC>(C, v), hn::Load(kTag, tile.y + at)), kTag, tile.y + at);
+    }
+  }
+  for (size_t v = 0; v < kVectors; ++v) hn::Store(h[v], kTag, b.h + n * kBlock + v * kLanes);
+}
+
+/// y, behind the gate where there is one; in two loops as PrepareStep.
+void StoreTile(const ScanRows& in, const Block& b, size_t first, size_t tokens, const Tile tile, float* y) {
+  float* exponential = tile.added;  // free by now
+  for (size_t i = 0; i < tokens && in.z != nullptr; ++i) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      const Vector z = LoadFirst(kTag, in.z + At(in, b, first + i, v), Rest(b, v));
+      hn::Store(Exp(kTag, hn::Neg(z)), kTag, exponential + i * kBlock + v * kLanes);
+    }
+  }
+  const Vector one = hn::Set(kTag, 1.0f);
+  for (size_t i = 0; i < tokens; ++i) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t at = At(in, b, first + i, v), place = i * kBlock + v * kLanes;
+      Vector out = hn::Load(kTag, tile.y + place);
+      if (in.z != nullptr) {
+        const Vector z = LoadFirst(kTag, in.z + at, Rest(b, v));
+        out = hn::Mul(out, hn::Div(z, hn::Add(one, hn::Load(kTag, exponential + place))));
+      }
+      StoreFirst(kTag, out, y + at, Rest(b, v));
+    }
+  }
+}
+
+Tile MakeTile(Scratch& scratch, bool keep) {
+  const auto rows = [&](bool present) { return present ? scratch.take(kTile * kBlock) : nullptr; };
+  return {rows(true), rows(true), rows(true), rows(keep), rows(keep)};
+}
+
+template <bool kConstantB, bool kConstantC>
+void ForwardSlice(const ScanRows& in, const ForwardRows& out, size_t begin, size_t end) {
+  const size_t count = hwy::DivCeil(end - begin, kBlock);
+  Scratch scratch(count * BlockSize(in) + 3 * kTile * kBlock);
+  const Tile tile = MakeTile(scratch, false);
+  Block blocks[kSliceBlocks];
+  for (size_t k = 0; k < count; ++k) {
+    blocks[k] = MakeBlock(in, begin + k * kBlock, end, scratch);
+    Gather(out.state, in, blocks[k], blocks[k].h);
+  }
+  for (size_t first = 0; first < in.tokens; first += kTile) {
+    const size_t tokens = std::min(kTile, in.tokens - first);
+    for (size_t k = 0; k < count; ++k) {
+      const Block& b = blocks[k];
+      if (out.checkpoints != nullptr) {
+        Scatter(b.h, in, b, in.states, out.checkpoints + first / kTile * in.states * in.channels);
+      }
+      const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, false>
+                                                                : ScanState<kConstantB, kConstantC, false, false>;
+      for (size_t n = 0; n < in.states; ++n) {
+        for (const float* rows : {in.u, in.delta, in.z}) PrefetchPart(rows, in, b, first + kTile, n);
+        PrefetchPart(out.y, in, b, first, n);
+        scan(in, b, n, first, tokens, tile);
+      }
+      StoreTile(in, b, first, tokens, tile, out.y);
+    }
+  }
+  for (size_t k = 0; k < count; ++k) Scatter(blocks[k].h, in, blocks[k], in.states, out.state);
+}
+
+void Forward(const ScanRows& in, const ForwardRows& out, size_t begin, size_t end) {
+  const auto run = in.constant_B ? (in.constant_C ? ForwardSlice<true, true> : ForwardSlice<true, false>)
+                                 : (in.constant_C ? ForwardSlice<false, true> : ForwardSlice<false, false>);
+  run(in, out, begin, end);
+}
+
+/// Gradients of one block that are carried from tile to tile: g = dL/dh_t and sums over t, [N][kBlock].
 struct Carried {
   float *g, *dA, *dB, *dC;
   float *dD, *dbias;  // [kBlock]
 };
 
-template <bool kConstantB, bool kConstantC>
-void BackwardTokens(const ScanRows& in, const BackwardRows& out, size_t e, size_t count, size_t first, size_t last,
-                    const ChunkScratch& s, const Carried& c) {
-  const size_t N = in.states;
+/// A tile's gradients, [kTile][kBlock] each, and the sums over a slice's blocks, [N][kTile][kLanes].
+struct TileGradients {
+  float *dy, *dz;                // dy behind the gate; dz still without the factor y
+  float *through_A, *through_B;  // sum_n g kept A log2 e and sum_n g B
+  float *dB, *dC;
+};
+
+/// Fills dy and dz of the tile and clears the sums over n.
+void PrepareGradients(const ScanRows& in, const Block& b, const float* dy, size_t first, size_t tokens,
+                      const TileGradients& r) {
   const Vector one = hn::Set(kTag, 1.0f);
-  for (size_t t = last; t-- > first;) {
-    const size_t at = t * in.channels + e, i = t - first;
-    const float *B = in.B + t * in.stride_B, *C = in.C + t * in.stride_C;
+  for (size_t i = 0; i < tokens; ++i) {
     for (size_t v = 0; v < kVectors; ++v) {
-      const size_t rest = Rest(count, v), lane = v * kLanes;
-      Vector dy = LoadFirst(kTag, out.dy + at + lane, rest);
+      const size_t at = At(in, b, first + i, v), place = i * kBlock + v * kLanes;
+      Vector gradient = LoadFirst(kTag, dy + at, Rest(b, v));
       if (in.z != nullptr) {
-        const Vector z = LoadFirst(kTag, in.z + at + lane, rest), gate = Sigmoid(kTag, z);
-        const Vector slope = hn::Mul(gate, hn::MulAdd(z, hn::Sub(one, gate), one));
-        StoreFirst(kTag, hn::Mul(hn::Mul(dy, hn::Load(kTag, s.y + i * kBlock + lane)), slope), out.dz + at + lane,
-                   rest);
-        dy = hn::Mul(dy, hn::Mul(z, gate));
+        const Vector z = LoadFirst(kTag, in.z + at, Rest(b, v)), gate = Sigmoid(kTag, z);
+        hn::Store(hn::Mul(gradient, hn::Mul(gate, hn::MulAdd(z, hn::Sub(one, gate), one))), kTag, r.dz + place);
+        gradient = hn::Mul(gradient, hn::Mul(z, gate));
       }
-      const Vector u = LoadFirst(kTag, in.u + at + lane, rest), step = hn::Load(kTag, s.step + i * kBlock + lane);
-      const Vector added = hn::Mul(step, u);
-      Vector through_A = hn::Zero(kTag), through_B = hn::Zero(kTag);
-      for (size_t n = 0; n < N; ++n) {
-        const size_t place = (i * N + n) * kBlock + lane, fixed = n * kBlock + lane;
-        const Vector decay = hn::Load(kTag, s.decay + place), b = Map<kConstantB>(B, s.Bc, n, v);
-        const Vector kept = hn::Mul(decay, hn::Load(kTag, s.before + place));
-        const Vector state = hn::MulAdd(added, b, kept);
-        const Vector g = hn::MulAdd(dy, Map<kConstantC>(C, s.Cc, n, v), hn::Load(kTag, c.g + fixed));
-        float* dC = kConstantC ? c.dC + fixed : s.accC + place;
-        float* dB = kConstantB ? c.dB + fixed : s.accB + place;
-        hn::Store(hn::MulAdd(dy, state, hn::Load(kTag, dC)), kTag, dC);
-        hn::Store(hn::MulAdd(g, added, hn::Load(kTag, dB)), kTag, dB);
-        const Vector g_kept = hn::Mul(g, kept);
-        through_A = hn::MulAdd(g_kept, hn::Load(kTag, s.A + fixed), through_A);
-        through_B = hn::MulAdd(g, b, through_B);
-        hn::Store(hn::MulAdd(g_kept, step, hn::Load(kTag, c.dA + fixed)), kTag, c.dA + fixed);
-        hn::Store(hn::Mul(g, decay), kTag, c.g + fixed);
-      }
-      // s.A holds A log2 e
-      Vector du = hn::Mul(through_B, step),
-             ddelta = hn::MulAdd(through_B, u, hn::Mul(through_A, hn::Set(kTag, 1 / kLog2E)));
-      if (in.D != nullptr) {
-        du = hn::MulAdd(dy, LoadFirst(kTag, in.D + e + lane, rest), du);
-        hn::Store(hn::MulAdd(dy, u, hn::Load(kTag, c.dD + lane)), kTag, c.dD + lane);
-      }
-      // d softplus(x) / dx = 1 - e^{-softplus(x)}
-      if (in.softplus) ddelta = hn::Mul(ddelta, hn::Sub(one, Exp(kTag, hn::Neg(step))));
-      if (in.bias != nullptr) hn::Store(hn::Add(ddelta, hn::Load(kTag, c.dbias + lane)), kTag, c.dbias + lane);
-      StoreFirst(kTag, du, out.du + at + lane, rest);
-      StoreFirst(kTag, ddelta, out.ddelta + at + lane, rest);
+      hn::Store(gradient, kTag, r.dy + place);
+      hn::Store(hn::Zero(kTag), kTag, r.through_A + place);
+      hn::Store(hn::Zero(kTag), kTag, r.through_B + place);
     }
   }
 }
 
-/// Sums the lanes of acc [tokens][N][kBlock] into rows [T, N].
-void SumLanes(const float* acc, size_t tokens, size_t states, float* out) {
-  for (size_t i = 0; i < tokens * states; ++i) {
-    Vector sum = hn::Load(kTag, acc + i * kBlock);
-    for (size_t v = 1; v < kVectors; ++v) sum = hn::Add(sum, hn::Load(kTag, acc + i * kBlock + v * kLanes));
-    out[i] = hn::GetLane(hn::SumOfLanes(kTag, sum));
+/// The adjoint of ScanState, tokens from the last to the first.
+template <bool kConstantB, bool kConstantC>
+void ReverseState(const ScanRows& in, const Block& b, size_t n, size_t first, size_t tokens, const Tile tile,
+                  const TileGradients r, const Carried& c) {
+  Vector g[kVectors], dA[kVectors], A[kVectors], fixed_B[kVectors], fixed_C[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) {
+    const size_t at = n * kBlock + v * kLanes;
+    g[v] = hn::Load(kTag, c.g + at);
+    dA[v] = hn::Load(kTag, c.dA + at);
+    A[v] = hn::Load(kTag, b.A + at);
+    fixed_B[v] = fixed_C[v] = hn::Zero(kTag);
   }
+  const size_t stride_B = in.stride_B, stride_C = in.stride_C, last = first + tokens - 1;
+  const float* B = kConstantB ? b.B + n * kBlock : in.B + last * stride_B + n;
+  const float* C = kConstantC ? b.C + n * kBlock : in.C + last * stride_C + n;
+  for (size_t i = tokens; i-- > 0; B -= stride_B, C -= stride_C) {
+    float *sum_B = r.dB + (n * kTile + i) * kLanes, *sum_C = r.dC + (n * kTile + i) * kLanes;
+    Vector dB = kConstantB ? hn::Zero(kTag) : hn::Load(kTag, sum_B);
+    Vector dC = kConstantC ? hn::Zero(kTag) : hn::Load(kTag, sum_C);
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t at = i * kBlock + v * kLanes;
+      const Vector dy = hn::Load(kTag, r.dy + at), added = hn::Load(kTag, tile.added + at);
+      const Vector kept = hn::Load(kTag, tile.kept + at), map = Map<kConstantB>(B, v);
+      const Vector state = hn::MulAdd(added, map, kept);
+      g[v] = hn::MulAdd(dy, Map<kConstantC>(C, v), g[v]);
+      Vector &of_B = kConstantB ? fixed_B[v] : dB, &of_C = kConstantC ? fixed_C[v] : dC;
+      of_B = hn::MulAdd(g[v], added, of_B);
+      of_C = hn::MulAdd(dy, state, of_C);
+      const Vector g_kept = hn::Mul(g[v], kept);
+      dA[v] = hn::MulAdd(g_kept, hn::Load(kTag, tile.step + at), dA[v]);
+      hn::Store(hn::MulAdd(g_kept, A[v], hn::Load(kTag, r.through_A + at)), kTag, r.through_A + at);
+      hn::Store(hn::MulAdd(g[v], map, hn::Load(kTag, r.through_B + at)), kTag, r.through_B + at);
+      g[v] = hn::Mul(g[v], hn::Load(kTag, tile.decay + at));
+    }
+    if (!kConstantB) hn::Store(dB, kTag, sum_B);
+    if (!kConstantC) hn::Store(dC, kTag, sum_C);
+  }
+  for (size_t v = 0; v < kVectors; ++v) {
+    const size_t at = n * kBlock + v * kLanes;
+    hn::Store(g[v], kTag, c.g + at);
+    hn::Store(dA[v], kTag, c.dA + at);
+    if (kConstantB) hn::Store(hn::Add(fixed_B[v], hn::Load(kTag, c.dB + at)), kTag, c.dB + at);
+    if (kConstantC) hn::Store(hn::Add(fixed_C[v], hn::Load(kTag, c.dC + at)), kTag, c.dC + at);
+  }
+}
+
+/// du, ddelta and dz of the tile from its sums over n.
+void FinishGradients(const ScanRows& in, const BackwardRows& out, const Block& b, size_t first, size_t tokens,
+                     const Tile& tile, const TileGradients& r, const Carried& c) {
+  for (size_t i = 0; i < tokens; ++i) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t at = At(in, b, first + i, v), place = i * kBlock + v * kLanes;
+      const size_t lane = v * kLanes, rest = Rest(b, v);
+      const Vector u = LoadFirst(kTag, in.u + at, rest), dy = hn::Load(kTag, r.dy + place);
+      const Vector through_B = hn::Load(kTag, r.through_B + place);
+      Vector du = hn::Mul(through_B, hn::Load(kTag, tile.step + place));
+      Vector ddelta = hn::Mul(hn::Load(kTag, r.through_A + place), hn::Set(kTag, 1 / kLog2E));
+      ddelta = hn::MulAdd(through_B, u, ddelta);
+      if (in.D != nullptr) {
+        du = hn::MulAdd(dy, LoadFirst(kTag, in.D + b.e + lane, rest), du);
+        hn::Store(hn::MulAdd(dy, u, hn::Load(kTag, c.dD + lane)), kTag, c.dD + lane);
+      }
+      if (in.softplus) ddelta = hn::Mul(ddelta, Sigmoid(kTag, StepBeforeSoftplus(in, b, first + i, v)));
+      if (in.bias != nullptr) hn::Store(hn::Add(ddelta, hn::Load(kTag, c.dbias + lane)), kTag, c.dbias + lane);
+      if (in.z != nullptr) {
+        const Vector y = hn::Load(kTag, tile.y + place);
+        StoreFirst(kTag, hn::Mul(y, hn::Load(kTag, r.dz + place)), out.dz + at, rest);
+      }
+      StoreFirst(kTag, du, out.du + at, rest);
+      StoreFirst(kTag, ddelta, out.ddelta + at, rest);
+    }
+  }
+}
+
+/// Sums the lanes of [N][kTile][kLanes] into rows [tokens, N].
+void SumLanes(const float* sums, size_t tokens, size_t states, float* out) {
+  for (size_t n = 0; n < states; ++n) {
+    for (size_t i = 0; i < tokens; ++i) {
+      out[i * states + n] = hn::GetLane(hn::SumOfLanes(kTag, hn::Load(kTag, sums + (n * kTile + i) * kLanes)));
+    }
+  }
+}
+
+Carried MakeCarried(const ScanRows& in, const Block& b, const float* dstate, Scratch& scratch) {
+  const auto cleared = [&](size_t size) {
+    float* place = scratch.take(size);
+    std::fill_n(place, size, 0.0f);
+    return place;
+  };
+  const size_t size = in.states * kBlock;
+  const Carried c{scratch.take(size), cleared(size), cleared(size), cleared(size), cleared(kBlock), cleared(kBlock)};
+  Gather(dstate, in, b, c.g);
+  return c;
+}
+
+void StoreCarried(const ScanRows& in, const BackwardRows& out, const Block& b, const Carried& c) {
+  Scatter(c.g, in, b, in.states, out.dstate);
+  Scatter(c.dA, in, b, in.states, out.dA);
+  if (in.constant_B) Scatter(c.dB, in, b, in.states, out.dBconst);
+  if (in.constant_C) Scatter(c.dC, in, b, in.states, out.dCconst);
+  if (in.D != nullptr) Scatter(c.dD, in, b, 1, out.dD);
+  if (in.bias != nullptr) Scatter(c.dbias, in, b, 1, out.dbias);
+}
+
+template <bool kConstantB, bool kConstantC>
+void BackwardTile(const ScanRows& in, const BackwardRows& out, const Block& b, size_t first, const Tile& tile,
+                  const TileGradients& r, const Carried& c) {
+  const size_t tokens = std::min(kTile, in.tokens - first);
+  Gather(out.checkpoints + first / kTile * in.states * in.channels, in, b, b.h);
+  const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, true>
+                                                            : ScanState<kConstantB, kConstantC, false, true>;
+  PrepareGradients(in, b, out.dy, first, tokens, r);
+  for (size_t n = 0; n < in.states; ++n) {
+    if (first > 0) {
+      for (const float* rows : {in.u, in.delta, in.z, out.dy}) PrefetchPart(rows, in, b, first - kTile, n);
+    }
+    for (const float* rows : {out.du, out.ddelta, out.dz}) PrefetchPart(rows, in, b, first, n);
+    scan(in, b, n, first, tokens, tile);
+    ReverseState<kConstantB, kConstantC>(in, b, n, first, tokens, tile, r, c);
+  }
+  FinishGradients(in, out, b, first, tokens, tile, r, c);
 }
 
 template <bool kConstantB, bool kConstantC>
 void BackwardSlice(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
-  const size_t N = in.states, tile = N * kBlock, blocks = (end - begin + kBlock - 1) / kBlock;
-  const auto buffer = hwy::AllocateAligned<float>(4 * kChunk * tile + 2 * kChunk * kBlock + 3 * tile);
-  float* place = buffer.get();
-  const auto take = [&](size_t size) { return std::exchange(place, place + size); };
-  ChunkScratch s{};
-  s.before = take(kChunk * tile);
-  s.decay = take(kChunk * tile);
-  s.accB = take(kChunk * tile);
-  s.accC = take(kChunk * tile);
-  s.step = take(kChunk * kBlock);
-  s.y = take(kChunk * kBlock);
-  s.A = take(tile);
-  s.Bc = take(tile);
-  s.Cc = take(tile);
-  const size_t per_block = 4 * tile + 2 * kBlock;
-  const auto carried = hwy::AllocateAligned<float>(blocks * per_block);
-  std::fill_n(carried.get(), blocks * per_block, 0.0f);
-  const auto of_block = [&](size_t k) {
-    float* p = carried.get() + k * per_block;
-    return Carried{p, p + tile, p + 2 * tile, p + 3 * tile, p + 4 * tile, p + 4 * tile + kBlock};
-  };
-  const auto count_of = [&](size_t k) { return std::min(kBlock, end - begin - k * kBlock); };
-  for (size_t k = 0; k < blocks; ++k)
-    Gather(out.dstate + begin + k * kBlock, in.channels, N, count_of(k), of_block(k).g);
-
-  for (size_t chunk = (in.tokens + kChunk - 1) / kChunk; chunk-- > 0;) {
-    const size_t first = chunk * kChunk, last = std::min(in.tokens, first + kChunk);
-    std::fill_n(s.accB, 2 * kChunk * tile, 0.0f);  // accB and accC
-    for (size_t k = 0; k < blocks; ++k) {
-      const size_t e = begin + k * kBlock;
-      Recompute<kConstantB, kConstantC>(in, out, e, count_of(k), first, last, s);
-      BackwardTokens<kConstantB, kConstantC>(in, out, e, count_of(k), first, last, s, of_block(k));
+  const size_t count = hwy::DivCeil(end - begin, kBlock), N = in.states, rows = kTile * kBlock,
+               sums = N * kTile * kLanes;
+  Scratch scratch(count * (BlockSize(in) + 4 * N * kBlock + 2 * kBlock) + 9 * rows + 2 * sums);
+  const Tile tile = MakeTile(scratch, true);
+  const TileGradients r{scratch.take(rows), scratch.take(rows), scratch.take(rows),
+                        scratch.take(rows), scratch.take(sums), scratch.take(sums)};
+  Block blocks[kSliceBlocks];
+  Carried carried[kSliceBlocks];
+  for (size_t k = 0; k < count; ++k) {
+    blocks[k] = MakeBlock(in, begin + k * kBlock, end, scratch);
+    carried[k] = MakeCarried(in, blocks[k], out.dstate, scratch);
+  }
+  for (size_t tiles = hwy::DivCeil(in.tokens, kTile); tiles-- > 0;) {
+    const size_t first = tiles * kTile, tokens = std::min(kTile, in.tokens - first);
+    std::fill_n(r.dB, sums, 0.0f);
+    std::fill_n(r.dC, sums, 0.0f);
+    for (size_t k = 0; k < count; ++k) {
+      BackwardTile<kConstantB, kConstantC>(in, out, blocks[k], first, tile, r, carried[k]);
     }
-    if (!kConstantB) SumLanes(s.accB, last - first, N, out.dB + first * N);
-    if (!kConstantC) SumLanes(s.accC, last - first, N, out.dC + first * N);
+    if (!kConstantB) SumLanes(r.dB, tokens, N, out.dB + first * N);
+    if (!kConstantC) SumLanes(r.dC, tokens, N, out.dC + first * N);
   }
-  for (size_t k = 0; k < blocks; ++k) {
-    const Carried c = of_block(k);
-    const size_t e = begin + k * kBlock, count = count_of(k);
-    Scatter(c.g, in.channels, N, count, out.dstate + e);
-    Scatter(c.dA, in.channels, N, count, out.dA + e);
-    if (kConstantB) Scatter(c.dB, in.channels, N, count, out.dBconst + e);
-    if (kConstantC) Scatter(c.dC, in.channels, N, count, out.dCconst + e);
-    if (in.D != nullptr) Scatter(c.dD, in.channels, 1, count, out.dD + e);
-    if (in.bias != nullptr) Scatter(c.dbias, in.channels, 1, count, out.dbias + e);
-  }
+  for (size_t k = 0; k < count; ++k) StoreCarried(in, out, blocks[k], carried[k]);
 }
 
 void Backward(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
@@ -311,8 +501,8 @@ HWY_EXPORT(Backward);
 
 namespace {
 
-/// Channel blocks that one backward task sums its dB and dC over. Fixed, so that results do not depend on the threads.
-constexpr int64_t kSliceBlocks = 8;
+/// Channels of one task.
+constexpr int64_t kSlice = kSliceBlocks * kBlock;
 
 const float* pointer(const torch::Tensor& t) {
   return t.defined() ? t.const_data_ptr<float>() : nullptr;
@@ -332,8 +522,9 @@ struct Sizes {
         states(in.A.size(0)),
         groups(in.groups()),
         group_channels(channels / groups),
-        chunks((tokens + kChunk - 1) / kChunk) {}
-  int64_t batch, tokens, channels, states, groups, group_channels, chunks;
+        slices((group_channels + kSlice - 1) / kSlice),
+        tiles((tokens + kTile - 1) / kTile) {}
+  int64_t batch, tokens, channels, states, groups, group_channels, slices, tiles;
 };
 
 ScanRows rows_of(const ScanInputs& in, const Sizes& s, int64_t b, int64_t group) {
@@ -361,15 +552,14 @@ ScanRows rows_of(const ScanInputs& in, const Sizes& s, int64_t b, int64_t group)
   return rows;
 }
 
-/// Runs work(sequence, group, first channel, last channel) in parallel over slices of `width` channels of each group.
+/// Runs work(sequence, group, slice, first channel, last channel) in parallel.
 template <typename Work>
-void for_channel_slices(const Sizes& s, int64_t width, Work work) {
-  const int64_t per_group = (s.group_channels + width - 1) / width;
-  at::parallel_for(0, s.batch * s.groups * per_group, 1, [&](int64_t begin, int64_t end) {
+void for_channel_slices(const Sizes& s, Work work) {
+  at::parallel_for(0, s.batch * s.groups * s.slices, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t slice = task % per_group, group = task / per_group % s.groups, b = task / per_group / s.groups;
-      const int64_t first = group * s.group_channels + slice * width;
-      work(b, group, first, std::min(first + width, (group + 1) * s.group_channels));
+      const int64_t slice = task % s.slices, group = task / s.slices % s.groups, b = task / s.slices / s.groups;
+      const int64_t first = group * s.group_channels + slice * kSlice;
+      work(b, group, slice, first, std::min(first + kSlice, (group + 1) * s.group_channels));
     }
   });
 }
@@ -385,13 +575,12 @@ ScanOutputs selective_scan_forward(const ScanInputs& in, bool keep_checkpoints) 
   ScanOutputs out;
   out.y = torch::empty_like(in.u);
   out.state = in.state.clone();
-  if (keep_checkpoints) out.checkpoints = torch::empty({s.batch, s.chunks, s.states, s.channels}, in.u.options());
+  if (keep_checkpoints) out.checkpoints = torch::empty({s.batch, s.tiles, s.states, s.channels}, in.u.options());
   float *y = writable(out.y), *state = writable(out.state), *checkpoints = writable(out.checkpoints);
-  for_channel_slices(s, kBlock, [&](int64_t b, int64_t group, int64_t first, int64_t last) {
-    const auto scratch = hwy::AllocateAligned<float>(4 * s.states * kBlock);
+  for_channel_slices(s, [&](int64_t b, int64_t group, int64_t, int64_t first, int64_t last) {
     const ForwardRows rows{y + b * s.tokens * s.channels, state + b * s.states * s.channels,
-                           shifted(checkpoints, b * s.chunks * s.states * s.channels)};
-    HWY_DYNAMIC_DISPATCH(Forward)(rows_of(in, s, b, group), rows, first, last - first, scratch.get());
+                           shifted(checkpoints, b * s.tiles * s.states * s.channels)};
+    HWY_DYNAMIC_DISPATCH(Forward)(rows_of(in, s, b, group), rows, first, last);
   });
   return out;
 }
@@ -400,7 +589,6 @@ ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor&
                                       const torch::Tensor& dstate) {
   const Sizes s(in);
   const auto options = in.u.options();
-  const int64_t width = kSliceBlocks * static_cast<int64_t>(kBlock), slices = (s.group_channels + width - 1) / width;
   const auto per_channel = [&](bool present) {
     return present ? torch::zeros({s.batch, s.channels}, options) : torch::Tensor();
   };
@@ -408,7 +596,7 @@ ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor&
     return present ? torch::zeros({s.batch, s.states, s.channels}, options) : torch::Tensor();
   };
   const auto per_token = [&](bool present) {
-    return present ? torch::empty({slices, s.batch, s.groups, s.tokens, s.states}, options) : torch::Tensor();
+    return present ? torch::empty({s.slices, s.batch, s.groups, s.tokens, s.states}, options) : torch::Tensor();
   };
   ScanGradients g;
   g.u = torch::empty_like(in.u);
@@ -421,12 +609,11 @@ ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor&
   BackwardRows base{pointer(dy),       pointer(checkpoints), writable(g.u),  writable(g.delta), writable(g.z),
                     writable(dB),      writable(dC),         writable(dA),   writable(dBconst), writable(dCconst),
                     writable(g.state), writable(dD),         writable(dbias)};
-  for_channel_slices(s, width, [&](int64_t b, int64_t group, int64_t first, int64_t last) {
+  for_channel_slices(s, [&](int64_t b, int64_t group, int64_t slice, int64_t first, int64_t last) {
     const int64_t row = b * s.tokens * s.channels, state = b * s.states * s.channels, channel = b * s.channels;
-    const int64_t slice = (first - group * s.group_channels) / width;
     const int64_t map = ((slice * s.batch + b) * s.groups + group) * s.tokens * s.states;
     const BackwardRows rows{base.dy + row,
-                            base.checkpoints + b * s.chunks * s.states * s.channels,
+                            base.checkpoints + b * s.tiles * s.states * s.channels,
                             base.du + row,
                             base.ddelta + row,
                             shifted(base.dz, row),

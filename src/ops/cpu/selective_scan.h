@@ -18,7 +18,7 @@ struct ScanInputs {
 struct ScanOutputs {
   torch::Tensor y;            // [B, T, E]
   torch::Tensor state;        // [B, N, E]
-  torch::Tensor checkpoints;  // [B, chunks, N, E]: the state before each chunk, kept for the backward pass
+  torch::Tensor checkpoints;  // [B, tiles, N, E]: the state before each tile of tokens, kept for the backward pass
 };
 
 /// Gradients of ScanInputs' tensors, in their shapes; undefined where the input is absent.
