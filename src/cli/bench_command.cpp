@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "cli/bench_stream.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
 #include "io/tokenizer.h"
@@ -18,8 +19,12 @@ struct BenchArguments {
   std::string model;
   std::vector<std::string> assignments;
   std::vector<int64_t> lengths = {512, 2048, 8192};
+  std::vector<std::string> only = {"train", "prefill", "decode"};
   int64_t decode = 64, repeats = 3, threads = 0;
-  bool json = false;
+  bool json = false, stream = false;
+  StreamBench streams;
+
+  bool measures(const std::string& what) const { return std::find(only.begin(), only.end(), what) != only.end(); }
 };
 
 double seconds_of(const std::function<void()>& work) {
@@ -64,9 +69,7 @@ struct Row {
   double train_mib = 0, prefill_mib = 0, state_kib = 0;  // above what was held before
 };
 
-Row measure(Decoder& decoder, int64_t length, const BenchArguments& arguments) {
-  Row row{length};
-  const Tensor ids = torch::randint(decoder.vocabulary(), {1, length}, torch::kInt64);
+void measure_training(Decoder& decoder, const Tensor& ids, int64_t repeats, Row& row) {
   const auto step = [&] {
     Pass pass;
     const Tensor logits = decoder.logits(decoder.hidden(ids, pass)).flatten(0, 1);
@@ -75,27 +78,40 @@ Row measure(Decoder& decoder, int64_t length, const BenchArguments& arguments) {
   };
   step();  // warm-up
   reset_peak();
-  double before = memory_mib("VmRSS");
-  row.train = static_cast<double>(length) / median_seconds(arguments.repeats, step);
+  const double before = memory_mib("VmRSS");
+  row.train = static_cast<double>(row.length) / median_seconds(repeats, step);
   row.train_mib = memory_mib("VmHWM") - before;
+}
+
+Memory read_in_chunks(Decoder& decoder, const Tensor& ids) {
+  constexpr int64_t kChunk = 512;
+  Memory memory = decoder.empty_memory(1);
+  for (int64_t t = 0; t < ids.size(1); t += kChunk) {
+    decoder.extend(ids.narrow(1, t, std::min(kChunk, ids.size(1) - t)), memory);
+  }
+  return memory;
+}
+
+Row measure(Decoder& decoder, int64_t length, const BenchArguments& arguments) {
+  Row row{length};
+  const Tensor ids = torch::randint(decoder.vocabulary(), {1, length}, torch::kInt64);
+  if (arguments.measures("train")) measure_training(decoder, ids, arguments.repeats, row);
+  if (!arguments.measures("prefill") && !arguments.measures("decode")) return row;
 
   const torch::NoGradGuard no_grad;
+  read_in_chunks(decoder, ids.narrow(1, 0, std::min<int64_t>(length, 512)));  // warm-up
   Memory memory;
-  constexpr int64_t kChunk = 512;
   reset_peak();
-  before = memory_mib("VmRSS");
-  row.prefill = static_cast<double>(length) / median_seconds(arguments.repeats, [&] {
-                  memory = decoder.empty_memory(1);
-                  for (int64_t t = 0; t < length; t += kChunk) {
-                    decoder.extend(ids.narrow(1, t, std::min(kChunk, length - t)), memory);
-                  }
-                });
+  const double before = memory_mib("VmRSS");
+  row.prefill = static_cast<double>(length) / median_seconds(arguments.measures("prefill") ? arguments.repeats : 1,
+                                                             [&] { memory = read_in_chunks(decoder, ids); });
   row.prefill_mib = memory_mib("VmHWM") - before;
+  row.state_kib = static_cast<double>(memory.bytes()) / 1024;
+  if (!arguments.measures("decode")) return row;
   const Tensor token = ids.narrow(1, 0, 1);
   row.decode = static_cast<double>(arguments.decode) / seconds_of([&] {
                  for (int64_t t = 0; t < arguments.decode; ++t) decoder.logits(decoder.extend(token, memory));
                });
-  row.state_kib = static_cast<double>(memory.bytes()) / 1024;
   return row;
 }
 
@@ -109,6 +125,8 @@ void print_table(const std::vector<Row>& rows) {
 }
 
 void bench(const BenchArguments& arguments) {
+  if (arguments.stream) return bench_stream(arguments.streams);
+  if (arguments.model.empty()) misuse("bench: name a recipe or a checkpoint, or ask for --stream");
   if (arguments.threads > 0) torch::set_num_threads(static_cast<int>(arguments.threads));
   const auto decoder = build_model(arguments);
   std::vector<Row> rows;
@@ -146,8 +164,10 @@ void add_bench_command(CLI::App& app) {
       app.add_subcommand("bench", "Measure a model: training, prefill and decoding speed and memory over lengths");
   command->footer(
       "Examples:\n  seqloom bench recipes/scripture.toml --lengths 512,4096,32768\n"
-      "  seqloom bench runs/scripture --json");
-  command->add_option("MODEL", arguments->model, "a recipe (.toml) or a checkpoint")->required();
+      "  seqloom bench recipes/scripture.toml --lengths 2000,200000 --only prefill\n"
+      "  seqloom bench runs/scripture --json\n"
+      "  seqloom bench --stream --mixers mamba,attention");
+  command->add_option("MODEL", arguments->model, "a recipe (.toml) or a checkpoint");
   command->add_option("--set", arguments->assignments, "change a key of the recipe");
   command->add_option("--lengths", arguments->lengths, "sequence lengths, comma separated")
       ->delimiter(',')
@@ -156,8 +176,21 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   command->add_option("--repeats", arguments->repeats, "runs of which the median counts")->check(CLI::Range(1, 1000));
   command->add_option("--threads", arguments->threads, "threads (default: all)")->check(CLI::Range(1, 1024));
+  command->add_option("--only", arguments->only, "measure only some of train, prefill, decode")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"train", "prefill", "decode"}));
   command->add_flag("--json", arguments->json, "print as JSON");
-  command->callback([arguments] { bench(*arguments); });
+  command->add_flag("--stream", arguments->stream,
+                    "time one streamed token of each mixer at several positions instead");
+  command->add_option("--mixers", arguments->streams.kinds, "with --stream: these mixers (default: all that stream)")
+      ->delimiter(',');
+  command->add_option("--positions", arguments->streams.positions, "with --stream: tokens read before")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->callback([arguments] {
+    arguments->streams.json = arguments->json;
+    bench(*arguments);
+  });
 }
 
 }  // namespace seqloom
