@@ -25,7 +25,14 @@ Tensor ResidualBlock::around(const Tensor& x, Mix mix) {
 }
 
 Tensor ResidualBlock::forward(const Tensor& x, Pass& pass) {
-  return around(x, [&](const Tensor& input) { return mixer_->forward(input, pass); });
+  return around(x, [&](const Tensor& input) {
+    Tensor y = mixer_->forward(input, pass);
+    if (pass.watch) {
+      pass.watch("mixer.input", input);
+      pass.watch("mixer.output", y);
+    }
+    return y;
+  });
 }
 
 Tensor ResidualBlock::extend(const Tensor& x, Memory& memory, Pass& pass) {

@@ -24,21 +24,21 @@ std::string bar(double part) {
 
 }  // namespace
 
-Progress::Progress(std::string label, int64_t total)
+Progress::Progress(std::string label, int64_t total, int64_t begun)
     : label_(std::move(label)),
       total_(std::max<int64_t>(1, total)),
+      begun_(begun),
       terminal_(isatty(STDERR_FILENO) == 1),
       start_(now()) {}
 
 void Progress::update(int64_t done, const std::string& note) {
-  if (first_ < 0) first_ = done - 1;
   const double time = now();
   const double pause = terminal_ ? 0.1 : 10;
   if (time - shown_ < pause && done < total_) return;
   shown_ = time;
   const double elapsed = time - start_;
   const double left =
-      elapsed / static_cast<double>(std::max<int64_t>(1, done - first_)) * static_cast<double>(total_ - done);
+      elapsed / static_cast<double>(std::max<int64_t>(1, done - begun_)) * static_cast<double>(total_ - done);
   const double part = static_cast<double>(done) / static_cast<double>(total_);
   if (terminal_) {
     fmt::print(stderr, "\r\033[K{} {} {:3.0f}% {}/{} {} ETA {}", label_, bar(part), 100 * part, done, total_, note,

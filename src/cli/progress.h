@@ -7,7 +7,8 @@ namespace seqloom {
 /// Progress of long work on standard error: a live bar on a terminal, otherwise a plain line every ten seconds.
 class Progress {
  public:
-  Progress(std::string label, int64_t total);
+  /// `begun` of the total is done already: a resumed run.
+  Progress(std::string label, int64_t total, int64_t begun = 0);
 
   void update(int64_t done, const std::string& note);
   /// Ends the bar with a last line.
@@ -15,10 +16,9 @@ class Progress {
 
  private:
   std::string label_;
-  int64_t total_;
+  int64_t total_, begun_;
   bool terminal_;
   double start_, shown_ = 0;  // seconds; when something was last written
-  int64_t first_ = -1;        // the first `done` seen: a resumed run does not begin at 0
 };
 
 /// "1h 02m", "3m 05s", "12s".

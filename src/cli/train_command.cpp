@@ -39,7 +39,7 @@ void train(const TrainArguments& arguments) {
   fmt::print(stderr, "{}: {} parameters, {} steps{}\n", arguments.recipe, short_number(static_cast<double>(parameters)),
              trainer.options().steps, trainer.step() > 0 ? fmt::format(", resuming at {}", trainer.step()) : "");
 
-  Progress progress("training", trainer.options().steps);
+  Progress progress("training", trainer.options().steps, trainer.step());
   double rate = 0;  // smoothed tokens/s
   TrainObserver observer;
   observer.on_step = [&](const StepReport& report) {

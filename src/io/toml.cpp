@@ -14,7 +14,7 @@
 namespace seqloom {
 namespace {
 
-constexpr size_t kMaxFile = size_t{10} << 20;
+constexpr size_t kMaxFile = size_t{1} << 20;  // toml++ takes quadratic time for tables that are reopened
 constexpr size_t kMaxKeyParts = 16;
 constexpr int kMaxDepth = 64;
 

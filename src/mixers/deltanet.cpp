@@ -30,7 +30,9 @@ Tensor DeltaNet::activated(const Tensor& x) const {
 }
 
 Tensor DeltaNet::normalized(const Tensor& x) const {
-  return options_.qk_norm == "l2" ? ops::l2_norm(x, options_.l2_eps) : x / x.sum(-1, /*keepdim=*/true);
+  if (options_.qk_norm == "l2") return ops::l2_norm(x, options_.l2_eps);
+  const Tensor sum = x.sum(-1, /*keepdim=*/true);
+  return x / sum.masked_fill(sum == 0, 1);  // padding: a row of zeros stays one
 }
 
 DeltaNet::Projected DeltaNet::project(const Tensor& x, Memory& memory, const Layout& layout) {

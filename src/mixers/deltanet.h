@@ -20,7 +20,7 @@ struct DeltaNetOptions {
     f.add("conv_size", conv_size, "its kernel").at_least(1);
     f.add("qk_activation", qk_activation, "on queries and keys").one_of({"silu", "relu", "elu", "identity"});
     f.add("qk_norm", qk_norm, "of queries and keys").one_of({"l2", "sum"});
-    f.add("l2_eps", l2_eps, "eps of the l2 norm").at_least(0);
+    f.add("l2_eps", l2_eps, "eps of the l2 norm").greater_than(0);
     f.add("use_beta", use_beta, "false: writing strength 1");
     f.add("allow_neg_eigval", allow_neg_eigval, "writing strength up to 2");
     f.add("use_gate", use_gate, "gate the output by silu(W x)");

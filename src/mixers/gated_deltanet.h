@@ -21,7 +21,7 @@ struct GatedDeltaNetOptions {
     f.add("conv_size", conv_size, "its kernel").at_least(1);
     f.add("use_gate", use_gate, "gate the output by silu(W x)");
     f.add("allow_neg_eigval", allow_neg_eigval, "writing strength up to 2");
-    f.add("l2_eps", l2_eps, "eps of the l2 norm of queries and keys").at_least(0);
+    f.add("l2_eps", l2_eps, "eps of the l2 norm of queries and keys").greater_than(0);
     f.add("norm_eps", norm_eps, "eps of each head's output norm").greater_than(0);
   }
 };

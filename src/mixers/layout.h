@@ -47,7 +47,7 @@ struct Pass {
   Layout context_layout;
   std::map<std::string, torch::Tensor> values;  // handed from layer to layer, e.g. RWKV-7's first value
   std::vector<torch::Tensor> losses;            // auxiliary losses that layers add, scalars
-  /// Called with inner activations (name, value) when set: attention maps, teacher's outputs.
+  /// Called with inner activations when set, layer by layer: "mixer.input" and "mixer.output" [B, T, D].
   std::function<void(const std::string&, const torch::Tensor&)> watch;
 };
 

@@ -60,8 +60,8 @@ Tensor LinearAttention::read(const Tensor& x, Memory& memory, Pass& pass) {
   }
   const auto [o, S, z] =
       ops::normalized_gated_linear_attention(q, k, v, {}, options_.scale, options_.eps, memory["S"], memory["z"]);
-  memory["S"] = S;
-  memory["z"] = z;
+  memory["S"] = S.contiguous();  // parts of one tensor: a memory holds no more than its own
+  memory["z"] = z.contiguous();
   return finish(o);
 }
 

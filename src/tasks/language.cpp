@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "train/example.h"
 #include "train/trainer.h"
 
 namespace seqloom {
@@ -18,7 +19,7 @@ std::string cache_path(const std::string& data) {
 }
 
 /// Next-token prediction on a text file.
-class LanguageTask final : public Task {
+class LanguageTask final : public Task, public HasExample {
  public:
   LanguageTask(const Config& recipe, const std::string& name)
       : options_(read_options<LanguageOptions>(recipe["task"], name + ": task", {"kind"})),
@@ -60,6 +61,13 @@ class LanguageTask final : public Task {
     const int64_t end = std::min(text_->size(), train_tokens_ + options_.eval_tokens + 1);
     const TextScore score = score_text(*decoder_, *tokenizer_, *text_, train_tokens_, end, options_.context);
     return {{"bits_per_byte", score.bits_per_byte()}, {"perplexity", score.perplexity()}};
+  }
+
+  torch::Tensor example() const override {
+    const int64_t count = std::min(options_.context, text_->size() - train_tokens_);
+    torch::Tensor row = torch::empty({1, count}, torch::kInt64);
+    text_->read(train_tokens_, count, row.data_ptr<int64_t>());
+    return row;
   }
 
   std::map<std::string, std::string> attachments() const override {

@@ -23,24 +23,19 @@ std::optional<int64_t> stream_bytes(Decoder& decoder, const torch::Tensor& ids) 
   return memory.clone().bytes();  // a copy has no spare capacity, which says nothing about a model
 }
 
-std::vector<MixingPicture> mixing_pictures(Decoder& decoder, const DecoderOptions& options, const torch::Tensor& ids) {
-  // What a mixer reads is only known from outside where nothing is added to the embedding and norms come first.
-  if (options.position != "none" || options.residual.residual != "pre") return {};
+std::vector<MixingPicture> mixing_pictures(Decoder& decoder, const torch::Tensor& ids) {
   const torch::NoGradGuard no_grad;
-  const auto parts = decoder.named_children();
-  torch::Tensor x = parts["embedding"]->as<torch::nn::Embedding>()->forward(ids);
-  const auto layers = parts["layers"]->children();
-  std::vector<MixingPicture> pictures;
+  std::vector<torch::Tensor> inputs;  // of each layer's mixer
   Pass pass;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    auto& block = dynamic_cast<ResidualBlock&>(*layers[i]);
-    if (i == 0 || i + 1 == layers.size()) {
-      auto& norm = dynamic_cast<Norm&>(*block.named_children()["mixer_norm"]);
-      if (const auto form = block.mixer().matrix(norm.forward(x))) {
-        pictures.push_back({static_cast<int64_t>(i), form->matrix[0][0].to(torch::kFloat32).contiguous().clone()});
-      }
+  pass.watch = [&](const std::string& name, const torch::Tensor& value) {
+    if (name == "mixer.input") inputs.push_back(value);
+  };
+  decoder.hidden(ids, pass);
+  std::vector<MixingPicture> pictures;
+  for (size_t i = 0; i < inputs.size(); i += std::max<size_t>(1, inputs.size() - 1)) {
+    if (const auto form = decoder.mixer(i).matrix(inputs[i])) {
+      pictures.push_back({static_cast<int64_t>(i), form->matrix[0][0].to(torch::kFloat32).contiguous().clone()});
     }
-    x = block.forward(x, pass);
   }
   return pictures;
 }

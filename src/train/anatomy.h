@@ -13,6 +13,6 @@ namespace seqloom {
 std::optional<int64_t> stream_bytes(Decoder& decoder, const torch::Tensor& ids);
 
 /// Head 0 of the mixing matrices of the first and the last layer for ids [1, T], of the layers that have one.
-std::vector<MixingPicture> mixing_pictures(Decoder& decoder, const DecoderOptions& options, const torch::Tensor& ids);
+std::vector<MixingPicture> mixing_pictures(Decoder& decoder, const torch::Tensor& ids);
 
 }  // namespace seqloom

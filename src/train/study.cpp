@@ -122,7 +122,7 @@ std::vector<bool> rehearse(const Study& study) {
 }
 
 /// What the report shows of a trained model besides its metrics.
-void dissect(Task& task, const Config& recipe, VariantResult& result) {
+void dissect(Task& task, VariantResult& result) {
   auto* decoder = dynamic_cast<Decoder*>(&task.model());
   const auto* has_example = dynamic_cast<const HasExample*>(&task);
   if (decoder == nullptr || has_example == nullptr) return;
@@ -130,7 +130,7 @@ void dissect(Task& task, const Config& recipe, VariantResult& result) {
   const torch::Tensor ids = has_example->example();
   result.memory_bytes = stream_bytes(*decoder, ids);
   if (result.memory_bytes) result.memory_tokens = ids.size(1);
-  result.pictures = mixing_pictures(*decoder, read_options<DecoderOptions>(recipe["model"], "model"), ids);
+  result.pictures = mixing_pictures(*decoder, ids);
 }
 
 VariantResult train_variant(const StudyVariant& variant, const std::string& study, const std::string& out,
@@ -156,7 +156,7 @@ VariantResult train_variant(const StudyVariant& variant, const std::string& stud
     fail("{}: {}: {}", study, variant.name, error.what());
   }
   result.tokens_per_second = tokens / result.seconds;
-  dissect(trainer.task(), variant.recipe, result);
+  dissect(trainer.task(), result);
   return result;
 }
 

@@ -96,7 +96,9 @@ Trainer::Trainer(Config recipe, std::string name, std::string out, bool resume) 
   checkpoint_.recipe = std::move(recipe);
   checkpoint_.attachments = task_->attachments();
   optimizer_ = make_optimizer(*task_, options_);
-  std::filesystem::create_directories(out);
+  std::error_code failure;
+  std::filesystem::create_directories(out, failure);
+  if (failure) misuse("{}: cannot be made a folder ({}); choose another --out", out, failure.message());
   if (resume && std::filesystem::exists(checkpoint_.path)) restore();
   metrics_ = std::make_unique<Metrics>((std::filesystem::path(out) / "metrics.jsonl").string(), step_);
 }

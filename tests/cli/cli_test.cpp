@@ -222,6 +222,24 @@ TEST_F(Cli, BenchMeasuresARecipe) {
   ASSERT_EQ(rows.size(), 2U);
   EXPECT_GT(rows[1]["train_tokens_per_second"].get<double>(), 0);
   EXPECT_EQ(rows[0]["state_kib"], rows[1]["state_kib"]) << "this model's state has a fixed size";
+  const Outcome prefill = seqloom("bench " + recipe() + " --lengths 16 --only prefill --repeats 1 --json");
+  EXPECT_EQ(json::parse(prefill.out)["rows"][0]["train_tokens_per_second"], 0) << prefill.err;
+}
+
+TEST_F(Cli, BenchStreamsMixersAtSeveralPositions) {
+  const Outcome outcome = seqloom("bench --stream --mixers gla,attention --positions 8,600 --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json rows = json::parse(outcome.out);
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0]["bytes"][0], rows[0]["bytes"][1]) << "a fixed-size memory";
+  EXPECT_LT(rows[1]["bytes"][0], rows[1]["bytes"][1]) << "a growing one";
+  expect_error(seqloom("bench --stream --mixers glo"), 2, "did you mean 'gla'?");
+  expect_error(seqloom("bench"), 2, "name a recipe or a checkpoint");
+}
+
+TEST_F(Cli, AnOutFolderThatIsAFileIsRefused) {
+  write_text(path("taken"), "a file");
+  expect_error(seqloom("train " + recipe() + " --out " + path("taken")), 2, "cannot be made a folder");
 }
 
 #ifndef SEQLOOM_SANITIZED

@@ -164,7 +164,7 @@ TEST_F(StudyRun, MeasuresMemoryAndDrawsMatrices) {
 
 TEST_F(StudyRun, ABidirectionalModelHasNoMemory) {
   const Study parsed = study(
-      "[[variant]]\nname = 'both'\n"
+      "[[variant]]\nname = 'both'\nmodel.position = 'learned'\nmodel.residual = 'post'\n"
       "model.layers = [{ mixer = { kind = 'linear_attention', heads = 2, causal = false } }]\n");
   const StudyResult result = run_study(parsed, path("out"), 1, {});
   EXPECT_FALSE(result.variants[2].memory_bytes.has_value());
