@@ -1,6 +1,32 @@
 #include "ops/chunks.h"
 
+#include "base/error.h"
+
 namespace seqloom::ops {
+
+void check_recurrence(const char* op, const torch::Tensor& q, const torch::Tensor& v,
+                      const std::optional<torch::Tensor>& log_decay, int64_t chunk) {
+  const std::pair<char, int64_t> sizes[] = {
+      {'B', q.size(0)}, {'T', q.size(1)}, {'H', q.size(2)}, {'K', q.size(3)}, {'V', v.size(3)}};
+  for (const auto& [name, size] : sizes) {
+    if (size < 1) {
+      misuse("{}: {} = 0: no dimension of q, k [B, T, H, K] and v [B, T, H, V] may be empty", op, name);
+    }
+  }
+  if (chunk < 1) misuse("{}: chunk = {}, expected at least 1 token", op, chunk);
+  if (!log_decay) return;
+  const auto largest = log_decay->detach().max().item<double>();
+  if (largest > 0) misuse("{}: log_decay reaches {}, expected log gates <= 0, under which a state fades", op, largest);
+}
+
+CumulativeGates cumulative_gates(const torch::Tensor& log_decay, int64_t dim) {
+  constexpr double kMildLimit = -60;
+  const torch::Tensor sums = log_decay.cumsum(dim);
+  const auto lowest = sums.detach().narrow(dim, sums.size(dim) - 1, 1).min().item<double>();
+  if (lowest > kMildLimit) return {sums, true};
+  const double zero = log_decay.scalar_type() == torch::kFloat64 ? -800 : -200;
+  return {log_decay.clamp_min(zero).cumsum(dim, torch::kFloat64), false};
+}
 
 torch::Tensor to_chunks(const torch::Tensor& x, int64_t chunk) {
   const int64_t tokens = x.size(1), chunks = (tokens + chunk - 1) / chunk;

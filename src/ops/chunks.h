@@ -2,8 +2,26 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 namespace seqloom::ops {
+
+/// Refuses an empty dimension of q [B, T, H, K] or v [B, T, H, V], chunk < 1 and log gates > 0. NaN gates pass: they
+/// show in the results.
+void check_recurrence(const char* op, const torch::Tensor& q, const torch::Tensor& v,
+                      const std::optional<torch::Tensor>& log_decay, int64_t chunk);
+
+/// Log gates summed along one dimension.
+struct CumulativeGates {
+  torch::Tensor sums;  ///< inclusive; float64 when not mild
+  bool mild;           ///< every total is above -60: e^{+-30} about the middle keeps full float32 precision
+};
+
+/// A sum that passed a gate of -1000 has lost, in float32, what a later gate of -0.01 adds; so strong gates are summed
+/// in float64, and their differences must be formed in it. Each is first clamped to where its e^g is 0 in its own type:
+/// this bounds the sums and makes -inf, a complete reset, a number.
+CumulativeGates cumulative_gates(const torch::Tensor& log_decay, int64_t dim);
 
 /// x [B, T, H, ...] -> [B, H, T/C, C, ...], zeros appended to fill the last chunk. Zero keys, gates and values are the
 /// identity of the linear recurrences, so the filling changes no state.

@@ -13,11 +13,10 @@ namespace {
 using torch::Tensor;
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta, const std::optional<Tensor>& g,
-                  const std::optional<Tensor>& state) {
-  if (q.dim() != 4 || q.size(1) < 1 || k.sizes() != q.sizes() || v.dim() != 4 ||
-      v.sizes().slice(0, 3) != q.sizes().slice(0, 3)) {
-    misuse("delta_rule: q {}, k {}, v {}: expected q, k [B, T, H, K] and v [B, T, H, V] with T >= 1",
-           fmt::streamed(q.sizes()), fmt::streamed(k.sizes()), fmt::streamed(v.sizes()));
+                  const std::optional<Tensor>& state, int64_t chunk) {
+  if (q.dim() != 4 || k.sizes() != q.sizes() || v.dim() != 4 || v.sizes().slice(0, 3) != q.sizes().slice(0, 3)) {
+    misuse("delta_rule: q {}, k {}, v {}: expected q, k [B, T, H, K] and v [B, T, H, V]", fmt::streamed(q.sizes()),
+           fmt::streamed(k.sizes()), fmt::streamed(v.sizes()));
   }
   for (const auto& [name, t] : {std::pair<const char*, std::optional<Tensor>>{"beta", beta}, {"log_decay", g}}) {
     if (t && t->sizes() != q.sizes().slice(0, 3)) {
@@ -30,6 +29,66 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
     misuse("delta_rule: the initial state is {}, expected [B, H, K, V] = {}", fmt::streamed(state->sizes()),
            fmt::streamed(torch::IntArrayRef(shape)));
   }
+  check_recurrence("delta_rule", q, v, g, chunk);
+}
+
+/// The definition, once: what a chunk of one token costs in set-up is several times its arithmetic.
+std::tuple<Tensor, Tensor> one_token(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                     const std::optional<Tensor>& g, double scale, Tensor state) {
+  const auto by_head = [](const Tensor& x) { return widened(x).transpose(1, 2); };  // [B, 1, H, ..] -> [B, H, 1, ..]
+  const Tensor key = by_head(k);
+  if (g) state = state * by_head(*g).unsqueeze(-1).exp();
+  const Tensor written = by_head(beta).unsqueeze(-1) * (by_head(v) - torch::matmul(key, state));
+  state = torch::addcmul(state, key.transpose(-1, -2), written);
+  const Tensor o = torch::matmul(by_head(q) * scale, state);  // [B, H, 1, V]
+  return {o.transpose(1, 2).to(v.scalar_type()), state};
+}
+
+/// The factors e^{...} of a chunk, all exponents <= 0.
+struct Decay {
+  Tensor ratio;       ///< e^{G_i - G_j} for j <= i, 0 above [B, H, N, C, C], or [C, C] without gates
+  Tensor from_start;  ///< e^G [B, H, N, C, 1]; this and the next ones undefined without gates
+  Tensor to_end;      ///< e^{G_C - G} [B, H, N, C, 1]
+  Tensor total;       ///< e^{G_C} [B, H, N, 1, 1]
+};
+
+Decay decay_in_chunks(const std::optional<Tensor>& g, int64_t size, const Tensor& like) {
+  if (!g) return {torch::ones({size, size}, like.options()).tril(), {}, {}, {}};
+  const auto type = like.scalar_type();
+  const Tensor G = cumulative_gates(to_chunks(widened(*g), size), -1).sums;  // [B, H, N, C]
+  const Tensor last = G.narrow(-1, size - 1, 1), difference = (G.unsqueeze(-1) - G.unsqueeze(-2)).to(type);
+  const Tensor above = torch::ones({size, size}, like.options().dtype(torch::kBool)).triu(1);
+  const auto factor = [&](const Tensor& exponent) { return exponent.to(type).exp().unsqueeze(-1); };
+  return {difference.masked_fill_(above, -INFINITY).exp_(), factor(G), factor(last - G), factor(last)};
+}
+
+std::tuple<Tensor, Tensor> in_chunks(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                     const std::optional<Tensor>& g, double scale, const Tensor& state, int64_t chunk) {
+  const int64_t tokens = q.size(1), size = std::min(chunk, tokens);
+  const Tensor qc = to_chunks(widened(q), size) * scale, kc = to_chunks(widened(k), size);  // [B, H, N, C, K]
+  const Tensor vc = to_chunks(widened(v), size);
+  const Tensor write = to_chunks(widened(beta), size).unsqueeze(-1);  // [B, H, N, C, 1]
+  const auto [ratio, from_start, to_end, total] = decay_in_chunks(g, size, qc);
+
+  // (I + L) [U | W] = diag(beta) [V | K e^G], L_ij = beta_i (k_i . k_j) e^{G_i - G_j} for j < i
+  const Tensor L = (write * torch::matmul(kc, kc.transpose(-1, -2)) * ratio).tril(-1);
+  const Tensor right = write * torch::cat({vc, g ? kc * from_start : kc}, -1);
+  const Tensor solved =
+      torch::linalg_solve_triangular(L, right, /*upper=*/false, /*left=*/true, /*unitriangular=*/true);
+  const auto U = solved.narrow(-1, 0, v.size(3)).unbind(2), W = solved.narrow(-1, v.size(3), k.size(3)).unbind(2);
+  const Tensor scores = torch::matmul(qc, kc.transpose(-1, -2)) * ratio;
+  const auto A = scores.unbind(2), q_in = (g ? qc * from_start : qc).unbind(2);
+  const auto k_out = (g ? kc * to_end : kc).transpose(-1, -2).unbind(2);
+  const auto decay = g ? total.unbind(2) : std::vector<Tensor>();
+
+  Tensor S = state;
+  std::vector<Tensor> outputs;
+  for (size_t c = 0; c < U.size(); ++c) {
+    const Tensor written = U[c] - torch::matmul(W[c], S);
+    outputs.push_back(torch::matmul(q_in[c], S) + torch::matmul(A[c], written));
+    S = (g ? S * decay[c] : S) + torch::matmul(k_out[c], written);
+  }
+  return {from_chunks(torch::stack(outputs, 2), tokens).to(v.scalar_type()), S};
 }
 
 }  // namespace
@@ -37,43 +96,11 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
 std::tuple<Tensor, Tensor> delta_rule(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                                       const std::optional<Tensor>& log_decay, double scale,
                                       const std::optional<Tensor>& initial_state, int64_t chunk) {
-  check_shapes(q, k, v, beta, log_decay, initial_state);
-  const int64_t tokens = q.size(1), size = std::min(chunk, tokens);
-  const Tensor qc = to_chunks(widened(q), size) * scale, kc = to_chunks(widened(k), size);  // [B, H, N, C, K]
-  const Tensor vc = to_chunks(widened(v), size);
-  const Tensor write = to_chunks(widened(beta), size).unsqueeze(-1);  // [B, H, N, C, 1]
-
-  // Ratios e^{G_i - G_j} for j <= i, decay from the chunk's start e^G, and to its end e^{G_C - G}; all exponents <= 0.
-  Tensor ratio = torch::ones({size, size}, qc.options()).tril(), from_start, to_end, total;
-  if (log_decay) {
-    const Tensor G = to_chunks(widened(*log_decay), size).cumsum(-1);  // [B, H, N, C]
-    const Tensor above = torch::ones({size, size}, G.options().dtype(torch::kBool)).triu(1);
-    ratio = (G.unsqueeze(-1) - G.unsqueeze(-2)).masked_fill(above, -INFINITY).exp();
-    const Tensor last = G.narrow(-1, size - 1, 1);
-    from_start = G.exp().unsqueeze(-1);
-    to_end = (last - G).exp().unsqueeze(-1);
-    total = last.exp().unsqueeze(-1);  // [B, H, N, 1, 1]
-  }
-  // (I + L) [U | W] = diag(beta) [V | K e^G], L_ij = beta_i (k_i . k_j) e^{G_i - G_j} for j < i
-  const Tensor L = (write * torch::matmul(kc, kc.transpose(-1, -2)) * ratio).tril(-1);
-  const Tensor right = write * torch::cat({vc, log_decay ? kc * from_start : kc}, -1);
-  const Tensor solved = torch::linalg_solve_triangular(L + torch::eye(size, L.options()), right, /*upper=*/false,
-                                                       /*left=*/true, /*unitriangular=*/true);
-  const auto U = solved.narrow(-1, 0, v.size(3)).unbind(2), W = solved.narrow(-1, v.size(3), k.size(3)).unbind(2);
-  const Tensor scores = torch::matmul(qc, kc.transpose(-1, -2)) * ratio;
-  const auto A = scores.unbind(2), q_in = (log_decay ? qc * from_start : qc).unbind(2);
-  const auto k_out = (log_decay ? kc * to_end : kc).transpose(-1, -2).unbind(2);
-  const auto decay = log_decay ? total.unbind(2) : std::vector<Tensor>();
-
-  Tensor S = initial_state ? widened(*initial_state)
-                           : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, qc.options());
-  std::vector<Tensor> outputs;
-  for (size_t c = 0; c < U.size(); ++c) {
-    const Tensor written = U[c] - torch::matmul(W[c], S);
-    outputs.push_back(torch::matmul(q_in[c], S) + torch::matmul(A[c], written));
-    S = (log_decay ? S * decay[c] : S) + torch::matmul(k_out[c], written);
-  }
-  return {from_chunks(torch::stack(outputs, 2), tokens).to(v.scalar_type()), S};
+  check_shapes(q, k, v, beta, log_decay, initial_state, chunk);
+  const Tensor state = initial_state ? widened(*initial_state)
+                                     : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, widened(q).options());
+  return q.size(1) == 1 ? one_token(q, k, v, beta, log_decay, scale, state)
+                        : in_chunks(q, k, v, beta, log_decay, scale, state, chunk);
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {

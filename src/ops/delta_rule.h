@@ -10,7 +10,8 @@ namespace seqloom::ops {
 /// (Yang et al. 2024, arXiv 2406.06484; with gate g: arXiv 2412.06464): the value stored under a key is replaced, not
 /// added.
 ///
-/// q, k [B, T, H, K]; v [B, T, H, V]; beta [B, T, H]; log_decay g <= 0 [B, T, H] or none; initial_state [B, H, K, V].
+/// q, k [B, T, H, K]; v [B, T, H, V], no dimension empty; beta [B, T, H]; log_decay g <= 0 [B, T, H] or none, -inf
+/// forgets everything; initial_state [B, H, K, V].
 /// Returns o [B, T, H, V] in v's type and the final state in at least float32. Keys should have unit norm.
 /// Chunked: inside a chunk the WY form turns the recurrence into one triangular solve, batched over all chunks.
 std::tuple<torch::Tensor, torch::Tensor> delta_rule(const torch::Tensor& q, const torch::Tensor& k,

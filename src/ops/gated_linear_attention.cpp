@@ -14,12 +14,11 @@ namespace {
 using torch::Tensor;
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
-                  const std::optional<Tensor>& state) {
+                  const std::optional<Tensor>& state, int64_t chunk) {
   if (q.dim() != 4 || k.sizes() != q.sizes() || v.dim() != 4 || v.sizes().slice(0, 3) != q.sizes().slice(0, 3)) {
     misuse("gated_linear_attention: q {}, k {}, v {}: expected q, k [B, T, H, K] and v [B, T, H, V]",
            fmt::streamed(q.sizes()), fmt::streamed(k.sizes()), fmt::streamed(v.sizes()));
   }
-  if (q.size(1) < 1) misuse("gated_linear_attention: T = 0 tokens; at least one is needed");
   if (g && g->sizes() != q.sizes() && g->sizes() != q.sizes().slice(0, 3)) {
     misuse("gated_linear_attention: log_decay is {}, expected [B, T, H, K] or [B, T, H] of q {}",
            fmt::streamed(g->sizes()), fmt::streamed(q.sizes()));
@@ -29,6 +28,7 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std::
     misuse("gated_linear_attention: the initial state is {}, expected [B, H, K, V] = {}", fmt::streamed(state->sizes()),
            fmt::streamed(torch::IntArrayRef(state_shape)));
   }
+  check_recurrence("gated_linear_attention", q, v, g, chunk);
 }
 
 Tensor lower_triangle(int64_t size, const Tensor& like) {
@@ -47,42 +47,85 @@ Tensor centred_scores(const Tensor& q, const Tensor& k, const Tensor& decay) {
 /// row before the block, so that no exponent is positive; inside the block differences are formed one by one.
 Tensor blocked_scores(const Tensor& q, const Tensor& k, const Tensor& decay) {
   const int64_t chunk = q.size(-2), block = std::min<int64_t>(16, chunk);
+  const auto type = q.scalar_type();
   std::vector<Tensor> rows;
   for (int64_t begin = 0; begin < chunk; begin += block) {
     const int64_t size = std::min(block, chunk - begin);
     const Tensor q_rows = q.narrow(-2, begin, size), own = decay.narrow(-2, begin, size);
-    const Tensor difference = own.unsqueeze(-2) - own.unsqueeze(-3);  // [..., i, j, K]
-    const Tensor mask = lower_triangle(size, q);
+    // [..., i, j, K], the largest tensor here, never is float64: whole parts subtract exactly in the type of q too
+    const Tensor whole = own.detach().round(), rest = (own - whole).to(type), steps = whole.to(type);
+    const Tensor difference = (rest.unsqueeze(-2) - rest.unsqueeze(-3)).add_(steps.unsqueeze(-2) - steps.unsqueeze(-3));
     // masked before exp: above the diagonal differences are positive, and inf * 0 would poison the gradient
-    const Tensor ratio = difference.masked_fill(mask.logical_not().unsqueeze(-1), -INFINITY).exp();
+    const Tensor above = lower_triangle(size, q).logical_not().unsqueeze(-1);
+    const Tensor ratio = difference.masked_fill_(above, -INFINITY).exp_();
     Tensor diagonal = (q_rows.unsqueeze(-2) * k.narrow(-2, begin, size).unsqueeze(-3) * ratio).sum(-1);
     std::vector<Tensor> parts;
     if (begin > 0) {
       const Tensor reference = decay.narrow(-2, begin - 1, 1);
-      const Tensor earlier = k.narrow(-2, 0, begin) * (reference - decay.narrow(-2, 0, begin)).exp();
-      parts.push_back(torch::matmul(q_rows * (own - reference).exp(), earlier.transpose(-1, -2)));
+      const Tensor earlier = k.narrow(-2, 0, begin) * (reference - decay.narrow(-2, 0, begin)).to(type).exp();
+      parts.push_back(torch::matmul(q_rows * (own - reference).to(type).exp(), earlier.transpose(-1, -2)));
     }
     parts.push_back(diagonal);
-    auto rest = q.sizes().vec();
-    rest[rest.size() - 2] = size;
-    rest.back() = chunk - begin - size;
-    if (rest.back() > 0) parts.push_back(torch::zeros(rest, q.options()));
+    auto empty = q.sizes().vec();
+    empty[empty.size() - 2] = size;
+    empty.back() = chunk - begin - size;
+    if (empty.back() > 0) parts.push_back(torch::zeros(empty, q.options()));
     rows.push_back(torch::cat(parts, -1));
   }
   return torch::cat(rows, -2);
 }
 
-Tensor scores(const Tensor& q, const Tensor& k, const std::optional<Tensor>& decay) {
+Tensor scores(const Tensor& q, const Tensor& k, const std::optional<CumulativeGates>& decay) {
   if (!decay) return torch::matmul(q, k.transpose(-1, -2)).tril();
-  if (decay->size(-1) == 1) {
-    const Tensor g = decay->squeeze(-1);
-    const Tensor difference = g.unsqueeze(-1) - g.unsqueeze(-2);
-    const Tensor ratio = difference.masked_fill(lower_triangle(q.size(-2), q).logical_not(), -INFINITY).exp();
+  if (decay->sums.size(-1) == 1) {
+    const Tensor g = decay->sums.squeeze(-1);
+    const Tensor difference = (g.unsqueeze(-1) - g.unsqueeze(-2)).to(q.scalar_type());
+    const Tensor ratio = difference.masked_fill_(lower_triangle(q.size(-2), q).logical_not(), -INFINITY).exp_();
     return torch::matmul(q, k.transpose(-1, -2)) * ratio;
   }
-  constexpr double kCentredLimit = 60;  // e^{+-30} on either side keeps full float32 precision
-  const bool mild = decay->detach().min().item<double>() > -kCentredLimit;
-  return mild ? centred_scores(q, k, *decay) : blocked_scores(q, k, *decay);
+  return decay->mild ? centred_scores(q, k, decay->sums) : blocked_scores(q, k, decay->sums);
+}
+
+/// The definition, once: what a chunk of one token costs in set-up is several times its arithmetic.
+std::tuple<Tensor, Tensor> one_token(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
+                                     double scale, Tensor state) {
+  if (g) {
+    const Tensor gate = widened(*g);
+    state = state * (gate.dim() == 4 ? gate.permute({0, 2, 3, 1}) : gate.transpose(1, 2).unsqueeze(-1)).exp();
+  }
+  state = torch::addcmul(state, widened(k).permute({0, 2, 3, 1}), widened(v).transpose(1, 2));
+  const Tensor o = torch::matmul(widened(q).transpose(1, 2) * scale, state);  // [B, H, 1, V]
+  return {o.transpose(1, 2).to(v.scalar_type()), state};
+}
+
+std::tuple<Tensor, Tensor> in_chunks(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
+                                     double scale, const Tensor& state, int64_t chunk) {
+  const int64_t tokens = q.size(1), size = std::min(chunk, tokens);
+  const Tensor qc = to_chunks(widened(q), size) * scale;  // [B, H, N, C, K]
+  const Tensor kc = to_chunks(widened(k), size), vc = to_chunks(widened(v), size);
+  Tensor q_in = qc, k_out = kc;
+  Tensor chunk_decay = torch::ones({1, 1, kc.size(2), 1, 1}, kc.options());
+  std::optional<CumulativeGates> decay;  // [B, H, N, C, K or 1]
+  if (g) {
+    const Tensor gates = to_chunks(widened(*g), size);
+    decay = cumulative_gates(gates.dim() == 4 ? gates.unsqueeze(-1) : gates, -2);
+    const auto factor = [&](const Tensor& exponent) { return exponent.to(qc.scalar_type()).exp(); };
+    const Tensor total = decay->sums.narrow(-2, size - 1, 1);
+    q_in = qc * factor(decay->sums);
+    k_out = kc * factor(total - decay->sums);
+    chunk_decay = factor(total).transpose(-1, -2);  // [B, H, N, K or 1, 1]
+  }
+  const Tensor added = torch::matmul(k_out.transpose(-1, -2), vc);
+  const auto [before, last] = scan_chunk_states(chunk_decay, added, state);
+  const Tensor o = torch::matmul(scores(qc, kc, decay), vc) + torch::matmul(q_in, before);
+  return {from_chunks(o, tokens).to(v.scalar_type()), last};
+}
+
+std::tuple<Tensor, Tensor> evaluate(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
+                                    double scale, const std::optional<Tensor>& initial_state, int64_t chunk) {
+  const Tensor state = initial_state ? widened(*initial_state)
+                                     : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, widened(q).options());
+  return q.size(1) == 1 ? one_token(q, k, v, g, scale, state) : in_chunks(q, k, v, g, scale, state, chunk);
 }
 
 }  // namespace
@@ -90,34 +133,18 @@ Tensor scores(const Tensor& q, const Tensor& k, const std::optional<Tensor>& dec
 std::tuple<Tensor, Tensor> gated_linear_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                                   const std::optional<Tensor>& log_decay, double scale,
                                                   const std::optional<Tensor>& initial_state, int64_t chunk) {
-  check_shapes(q, k, v, log_decay, initial_state);
-  const int64_t tokens = q.size(1), size = std::min(chunk, tokens);
-  const Tensor qc = to_chunks(widened(q), size) * scale;  // [B, H, N, C, K]
-  const Tensor kc = to_chunks(widened(k), size), vc = to_chunks(widened(v), size);
-  std::optional<Tensor> decay;  // cumulative, [B, H, N, C, K or 1]
-  if (log_decay) {
-    const Tensor g = to_chunks(widened(*log_decay), size);
-    decay = (g.dim() == 4 ? g.unsqueeze(-1) : g).cumsum(-2);
-  }
-  const Tensor start = initial_state ? widened(*initial_state)
-                                     : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, qc.options());
-  Tensor q_in = qc, k_out = kc;
-  Tensor chunk_decay = torch::ones({1, 1, kc.size(2), 1, 1}, kc.options());
-  if (decay) {
-    const Tensor total = decay->narrow(-2, size - 1, 1);
-    q_in = qc * decay->exp();
-    k_out = kc * (total - *decay).exp();
-    chunk_decay = total.exp().transpose(-1, -2);  // [B, H, N, K or 1, 1]
-  }
-  const Tensor added = torch::matmul(k_out.transpose(-1, -2), vc);
-  const auto [before, last] = scan_chunk_states(chunk_decay, added, start);
-  const Tensor o = torch::matmul(scores(qc, kc, decay), vc) + torch::matmul(q_in, before);
-  return {from_chunks(o, tokens).to(v.scalar_type()), last};
+  check_shapes(q, k, v, log_decay, initial_state, chunk);
+  return evaluate(q, k, v, log_decay, scale, initial_state, chunk);
 }
 
 std::tuple<Tensor, Tensor, Tensor> normalized_gated_linear_attention(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& log_decay, double scale, double eps,
     const std::optional<Tensor>& initial_state, const std::optional<Tensor>& initial_z, int64_t chunk) {
+  check_shapes(q, k, v, log_decay, initial_state, chunk);
+  if (initial_z && initial_z->sizes() != torch::IntArrayRef({q.size(0), q.size(2), q.size(3)})) {
+    misuse("normalized_gated_linear_attention: the initial z is {}, expected [B, H, K] of q {}",
+           fmt::streamed(initial_z->sizes()), fmt::streamed(q.sizes()));
+  }
   // z is the state of a value that is always one: a column more of S.
   auto column = v.sizes().vec();
   column.back() = 1;
@@ -130,18 +157,19 @@ std::tuple<Tensor, Tensor, Tensor> normalized_gated_linear_attention(
                         initial_z ? widened(*initial_z).unsqueeze(-1) : zero.narrow(-1, 0, 1)},
                        -1);
   }
-  const auto [o, state] = gated_linear_attention(q, k, values, log_decay, scale, start, chunk);
+  const auto [o, state] = evaluate(q, k, values, log_decay, scale, start, chunk);
   const Tensor normalized = o.narrow(-1, 0, v.size(3)) / (o.narrow(-1, v.size(3), 1) + eps);
   return {normalized.to(v.scalar_type()), state.narrow(-1, 0, v.size(3)), state.select(-1, v.size(3))};
 }
 
 Tensor gated_linear_attention_matrix(const Tensor& q, const Tensor& k, const std::optional<Tensor>& log_decay,
                                      double scale) {
+  check_shapes(q, k, /*v=*/k, log_decay, {}, /*chunk=*/1);
   const Tensor qh = widened(q).transpose(1, 2) * scale, kh = widened(k).transpose(1, 2);
-  std::optional<Tensor> decay;
+  std::optional<CumulativeGates> decay;
   if (log_decay) {
     const Tensor g = widened(*log_decay).transpose(1, 2);
-    decay = (g.dim() == 3 ? g.unsqueeze(-1) : g).cumsum(-2);
+    decay = cumulative_gates(g.dim() == 3 ? g.unsqueeze(-1) : g, -2);
   }
   return scores(qh, kh, decay);
 }

@@ -8,8 +8,9 @@ namespace seqloom::ops {
 
 /// S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T,   o_t = scale S_t^T q_t         (Yang et al. 2023, arXiv 2312.06635, eq. 3)
 ///
-/// q, k [B, T, H, K]; v [B, T, H, V]; log_decay g <= 0: [B, T, H, K] (a gate for each key channel), [B, T, H] (one a
-/// head: simple GLA, Mamba-2's SSD) or none (plain linear attention); initial_state [B, H, K, V], zero when absent.
+/// q, k [B, T, H, K]; v [B, T, H, V], no dimension empty; log_decay g <= 0, -inf forgets everything: [B, T, H, K] (a
+/// gate for each key channel), [B, T, H] (one a head: simple GLA, Mamba-2's SSD) or none (plain linear attention);
+/// initial_state [B, H, K, V], zero when absent.
 /// Returns o [B, T, H, V] in v's type and the final state [B, H, K, V] in at least float32.
 /// Evaluated in chunks of matrix products; every exponent is a difference of cumulative gates <= 0 or centred, so that
 /// strong decay neither overflows nor loses the near past.
