@@ -2,6 +2,7 @@
 #include <torch/torch.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "cli/commands.h"
@@ -23,6 +24,9 @@ int report(const std::string& message, int status) {
 }
 
 int run(int argc, char** argv) {
+  // Large tensors on huge pages: activations come fresh from the system at every step, and a page fault for each 4 KiB
+  // of them costs more than some kernels do. Read by torch at its first allocation; a user's own setting wins.
+  setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0);
   CLI::App app(
       "Trains, compares and streams sequence models.\n\n"
       "  seqloom train recipes/scripture.toml                 train what a recipe describes\n"

@@ -3,7 +3,9 @@
 #include <hwy/aligned_allocator.h>
 #include <hwy/cache_control.h>
 
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/selective_scan.cpp"
@@ -23,8 +25,7 @@ constexpr size_t kBlock = 16;
 /// Tokens that are worked on together, and between two states that are kept for the backward pass. What a block needs
 /// of a tile stays in the first cache, and rows of memory are read a tile ahead.
 constexpr size_t kTile = 32;
-/// Blocks of one task: neighbours, so that whole rows of cache lines are read; dB and dC are summed over them. Fixed,
-/// so that results do not depend on the number of threads.
+/// Blocks over which the backward pass sums dB and dC. Fixed, so that results do not depend on the number of threads.
 constexpr size_t kSliceBlocks = 8;
 
 /// Raw pointers into ScanInputs for one sequence. Rows of u, delta, z are E apart.
@@ -42,11 +43,12 @@ struct ForwardRows {
   float* checkpoints;  // [tiles, N, E] or null
 };
 
-/// Where the backward pass of one slice of channels writes.
+/// Where the backward pass of a range of channels writes.
 struct BackwardRows {
   const float *dy, *checkpoints;
   float *du, *ddelta, *dz;
-  float *dB, *dC;  // of varying maps, [T, N], this slice's own
+  float *dB, *dC;  // of varying maps: [T, N] of the range's first slice, those of the next ones slice_stride further
+  size_t slice_stride;
   float *dA, *dBconst, *dCconst,
       *dstate;        // [N, E], added to; dstate is the final state's gradient and becomes the initial one's
   float *dD, *dbias;  // [E], added to
@@ -63,7 +65,7 @@ using Vector = hn::Vec<decltype(kTag)>;
 constexpr size_t kLanes = hn::MaxLanes(kTag);
 constexpr size_t kVectors = kBlock / kLanes;
 
-/// One block of a slice: the channels [e, e + count) and what is gathered for them, [N][kBlock] each.
+/// One block: the channels [e, e + count) and what is gathered for them, [N][kBlock] each.
 struct Block {
   size_t e, count;
   float *A, *B, *C, *h;  // A log2 e, so that exp(step A) is a power of two; B and C where they are constant
@@ -154,12 +156,17 @@ HWY_INLINE Vector StepBeforeSoftplus(const ScanRows& in, const Block& b, size_t 
   return in.bias == nullptr ? delta : hn::Add(delta, LoadFirst(kTag, in.bias + b.e + v * kLanes, Rest(b, v)));
 }
 
-/// Part n of N of a tile's rows into the cache. They lie E apart, which no hardware prefetcher follows, and each is on
-/// a page of its own: asked for a few at a time, while a tile before is worked on, they arrive unnoticed.
-HWY_INLINE void PrefetchPart(const float* rows, const ScanRows& in, const Block& b, size_t first, size_t n) {
+/// A block's lines of a tile, wanted next.
+struct Ahead {
+  size_t e, first;
+};
+
+/// Part n of N of a tile's lines of one block into the cache. Rows lie E apart, which no hardware prefetcher follows:
+/// asked for a few at a time, while another block is worked on, they arrive unnoticed.
+HWY_INLINE void PrefetchPart(const float* rows, const ScanRows& in, Ahead ahead, size_t n) {
   if (rows == nullptr) return;
-  const size_t begin = first + n * kTile / in.states, end = first + (n + 1) * kTile / in.states;
-  for (size_t t = begin; t < std::min(end, in.tokens); ++t) hwy::Prefetch(rows + t * in.channels + b.e);
+  const size_t begin = ahead.first + n * kTile / in.states, end = ahead.first + (n + 1) * kTile / in.states;
+  for (size_t t = begin; t < std::min(end, in.tokens); ++t) hwy::Prefetch(rows + t * in.channels + ahead.e);
 }
 
 /// Fills the tile's step. Two loops, since one chain of operations as long as softplus's leaves no room for the next.
@@ -266,38 +273,47 @@ Tile MakeTile(Scratch& scratch, bool keep) {
 }
 
 template <bool kConstantB, bool kConstantC>
-void ForwardSlice(const ScanRows& in, const ForwardRows& out, size_t begin, size_t end) {
+void ForwardTile(const ScanRows& in, const ForwardRows& out, const Block& b, size_t first, const Tile& tile,
+                 Ahead ahead) {
+  const size_t tokens = std::min(kTile, in.tokens - first);
+  if (out.checkpoints != nullptr) {
+    Scatter(b.h, in, b, in.states, out.checkpoints + first / kTile * in.states * in.channels);
+  }
+  const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, false>
+                                                            : ScanState<kConstantB, kConstantC, false, false>;
+  for (size_t n = 0; n < in.states; ++n) {
+    for (const float* rows : {in.u, in.delta, in.z, static_cast<const float*>(out.y)}) {
+      PrefetchPart(rows, in, ahead, n);
+    }
+    scan(in, b, n, first, tokens, tile);
+  }
+  StoreTile(in, b, first, tokens, tile, out.y);
+}
+
+/// All channels of the range take a tile before the next one begins: a row of memory is then read whole, and each of
+/// its pages looked up once.
+template <bool kConstantB, bool kConstantC>
+void ForwardRange(const ScanRows& in, const ForwardRows& out, size_t begin, size_t end) {
   const size_t count = hwy::DivCeil(end - begin, kBlock);
   Scratch scratch(count * BlockSize(in) + 3 * kTile * kBlock);
   const Tile tile = MakeTile(scratch, false);
-  Block blocks[kSliceBlocks];
+  std::vector<Block> blocks;
   for (size_t k = 0; k < count; ++k) {
-    blocks[k] = MakeBlock(in, begin + k * kBlock, end, scratch);
+    blocks.push_back(MakeBlock(in, begin + k * kBlock, end, scratch));
     Gather(out.state, in, blocks[k], blocks[k].h);
   }
   for (size_t first = 0; first < in.tokens; first += kTile) {
-    const size_t tokens = std::min(kTile, in.tokens - first);
     for (size_t k = 0; k < count; ++k) {
-      const Block& b = blocks[k];
-      if (out.checkpoints != nullptr) {
-        Scatter(b.h, in, b, in.states, out.checkpoints + first / kTile * in.states * in.channels);
-      }
-      const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, false>
-                                                                : ScanState<kConstantB, kConstantC, false, false>;
-      for (size_t n = 0; n < in.states; ++n) {
-        for (const float* rows : {in.u, in.delta, in.z}) PrefetchPart(rows, in, b, first + kTile, n);
-        PrefetchPart(out.y, in, b, first, n);
-        scan(in, b, n, first, tokens, tile);
-      }
-      StoreTile(in, b, first, tokens, tile, out.y);
+      const Ahead ahead = k + 1 < count ? Ahead{blocks[k + 1].e, first} : Ahead{begin, first + kTile};
+      ForwardTile<kConstantB, kConstantC>(in, out, blocks[k], first, tile, ahead);
     }
   }
-  for (size_t k = 0; k < count; ++k) Scatter(blocks[k].h, in, blocks[k], in.states, out.state);
+  for (const Block& b : blocks) Scatter(b.h, in, b, in.states, out.state);
 }
 
 void Forward(const ScanRows& in, const ForwardRows& out, size_t begin, size_t end) {
-  const auto run = in.constant_B ? (in.constant_C ? ForwardSlice<true, true> : ForwardSlice<true, false>)
-                                 : (in.constant_C ? ForwardSlice<false, true> : ForwardSlice<false, false>);
+  const auto run = in.constant_B ? (in.constant_C ? ForwardRange<true, true> : ForwardRange<true, false>)
+                                 : (in.constant_C ? ForwardRange<false, true> : ForwardRange<false, false>);
   run(in, out, begin, end);
 }
 
@@ -440,17 +456,15 @@ void StoreCarried(const ScanRows& in, const BackwardRows& out, const Block& b, c
 
 template <bool kConstantB, bool kConstantC>
 void BackwardTile(const ScanRows& in, const BackwardRows& out, const Block& b, size_t first, const Tile& tile,
-                  const TileGradients& r, const Carried& c) {
+                  const TileGradients& r, const Carried& c, Ahead ahead) {
   const size_t tokens = std::min(kTile, in.tokens - first);
   Gather(out.checkpoints + first / kTile * in.states * in.channels, in, b, b.h);
   const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, true>
                                                             : ScanState<kConstantB, kConstantC, false, true>;
   PrepareGradients(in, b, out.dy, first, tokens, r);
   for (size_t n = 0; n < in.states; ++n) {
-    if (first > 0) {
-      for (const float* rows : {in.u, in.delta, in.z, out.dy}) PrefetchPart(rows, in, b, first - kTile, n);
-    }
-    for (const float* rows : {out.du, out.ddelta, out.dz}) PrefetchPart(rows, in, b, first, n);
+    const float* const wanted[] = {in.u, in.delta, in.z, out.dy, out.du, out.ddelta, out.dz};
+    for (const float* rows : wanted) PrefetchPart(rows, in, ahead, n);
     scan(in, b, n, first, tokens, tile);
     ReverseState<kConstantB, kConstantC>(in, b, n, first, tokens, tile, r, c);
   }
@@ -458,35 +472,37 @@ void BackwardTile(const ScanRows& in, const BackwardRows& out, const Block& b, s
 }
 
 template <bool kConstantB, bool kConstantC>
-void BackwardSlice(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
-  const size_t count = hwy::DivCeil(end - begin, kBlock), N = in.states, rows = kTile * kBlock,
-               sums = N * kTile * kLanes;
+void BackwardRange(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
+  const size_t count = hwy::DivCeil(end - begin, kBlock), N = in.states;
+  const size_t rows = kTile * kBlock, sums = N * kTile * kLanes;
   Scratch scratch(count * (BlockSize(in) + 4 * N * kBlock + 2 * kBlock) + 9 * rows + 2 * sums);
   const Tile tile = MakeTile(scratch, true);
   const TileGradients r{scratch.take(rows), scratch.take(rows), scratch.take(rows),
                         scratch.take(rows), scratch.take(sums), scratch.take(sums)};
-  Block blocks[kSliceBlocks];
-  Carried carried[kSliceBlocks];
+  std::vector<Block> blocks;
+  std::vector<Carried> carried;
   for (size_t k = 0; k < count; ++k) {
-    blocks[k] = MakeBlock(in, begin + k * kBlock, end, scratch);
-    carried[k] = MakeCarried(in, blocks[k], out.dstate, scratch);
+    blocks.push_back(MakeBlock(in, begin + k * kBlock, end, scratch));
+    carried.push_back(MakeCarried(in, blocks[k], out.dstate, scratch));
   }
   for (size_t tiles = hwy::DivCeil(in.tokens, kTile); tiles-- > 0;) {
     const size_t first = tiles * kTile, tokens = std::min(kTile, in.tokens - first);
-    std::fill_n(r.dB, sums, 0.0f);
-    std::fill_n(r.dC, sums, 0.0f);
     for (size_t k = 0; k < count; ++k) {
-      BackwardTile<kConstantB, kConstantC>(in, out, blocks[k], first, tile, r, carried[k]);
+      if (k % kSliceBlocks == 0) std::fill_n(r.dB, 2 * sums, 0.0f);  // dB and dC
+      const Ahead ahead = k + 1 < count ? Ahead{blocks[k + 1].e, first} : Ahead{begin, first - std::min(first, kTile)};
+      BackwardTile<kConstantB, kConstantC>(in, out, blocks[k], first, tile, r, carried[k], ahead);
+      if ((k + 1) % kSliceBlocks != 0 && k + 1 < count) continue;
+      const size_t at = k / kSliceBlocks * out.slice_stride + first * N;
+      if (!kConstantB) SumLanes(r.dB, tokens, N, out.dB + at);
+      if (!kConstantC) SumLanes(r.dC, tokens, N, out.dC + at);
     }
-    if (!kConstantB) SumLanes(r.dB, tokens, N, out.dB + first * N);
-    if (!kConstantC) SumLanes(r.dC, tokens, N, out.dC + first * N);
   }
   for (size_t k = 0; k < count; ++k) StoreCarried(in, out, blocks[k], carried[k]);
 }
 
 void Backward(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
-  const auto run = in.constant_B ? (in.constant_C ? BackwardSlice<true, true> : BackwardSlice<true, false>)
-                                 : (in.constant_C ? BackwardSlice<false, true> : BackwardSlice<false, false>);
+  const auto run = in.constant_B ? (in.constant_C ? BackwardRange<true, true> : BackwardRange<true, false>)
+                                 : (in.constant_C ? BackwardRange<false, true> : BackwardRange<false, false>);
   run(in, out, begin, end);
 }
 
@@ -501,7 +517,7 @@ HWY_EXPORT(Backward);
 
 namespace {
 
-/// Channels of one task.
+/// Channels of a slice.
 constexpr int64_t kSlice = kSliceBlocks * kBlock;
 
 const float* pointer(const torch::Tensor& t) {
@@ -552,14 +568,18 @@ ScanRows rows_of(const ScanInputs& in, const Sizes& s, int64_t b, int64_t group)
   return rows;
 }
 
-/// Runs work(sequence, group, slice, first channel, last channel) in parallel.
+/// Runs work(sequence, group, first slice, first channel, last channel) in parallel over ranges of channels, which are
+/// as wide as an even share for each thread allows.
 template <typename Work>
-void for_channel_slices(const Sizes& s, Work work) {
-  at::parallel_for(0, s.batch * s.groups * s.slices, 1, [&](int64_t begin, int64_t end) {
+void for_channel_ranges(const Sizes& s, Work work) {
+  const int64_t rows = s.batch * s.groups, threads = at::get_num_threads();
+  const int64_t parts = std::min(s.slices, threads / std::gcd(rows, threads));
+  at::parallel_for(0, rows * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t slice = task % s.slices, group = task / s.slices % s.groups, b = task / s.slices / s.groups;
-      const int64_t first = group * s.group_channels + slice * kSlice;
-      work(b, group, slice, first, std::min(first + kSlice, (group + 1) * s.group_channels));
+      const int64_t part = task % parts, group = task / parts % s.groups, b = task / parts / s.groups;
+      const int64_t slice = part * s.slices / parts, last = (part + 1) * s.slices / parts;
+      work(b, group, slice, group * s.group_channels + slice * kSlice,
+           group * s.group_channels + std::min(last * kSlice, s.group_channels));
     }
   });
 }
@@ -577,7 +597,7 @@ ScanOutputs selective_scan_forward(const ScanInputs& in, bool keep_checkpoints) 
   out.state = in.state.clone();
   if (keep_checkpoints) out.checkpoints = torch::empty({s.batch, s.tiles, s.states, s.channels}, in.u.options());
   float *y = writable(out.y), *state = writable(out.state), *checkpoints = writable(out.checkpoints);
-  for_channel_slices(s, [&](int64_t b, int64_t group, int64_t, int64_t first, int64_t last) {
+  for_channel_ranges(s, [&](int64_t b, int64_t group, int64_t, int64_t first, int64_t last) {
     const ForwardRows rows{y + b * s.tokens * s.channels, state + b * s.states * s.channels,
                            shifted(checkpoints, b * s.tiles * s.states * s.channels)};
     HWY_DYNAMIC_DISPATCH(Forward)(rows_of(in, s, b, group), rows, first, last);
@@ -606,10 +626,14 @@ ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor&
   torch::Tensor dA = per_state(true), dBconst = per_state(in.B.dim() == 2), dCconst = per_state(in.C.dim() == 2);
   torch::Tensor dB = per_token(in.B.dim() == 4), dC = per_token(in.C.dim() == 4);
   torch::Tensor dD = per_channel(in.D.defined()), dbias = per_channel(in.bias.defined());
-  BackwardRows base{pointer(dy),       pointer(checkpoints), writable(g.u),  writable(g.delta), writable(g.z),
-                    writable(dB),      writable(dC),         writable(dA),   writable(dBconst), writable(dCconst),
-                    writable(g.state), writable(dD),         writable(dbias)};
-  for_channel_slices(s, [&](int64_t b, int64_t group, int64_t slice, int64_t first, int64_t last) {
+  BackwardRows base{pointer(dy),       pointer(checkpoints),
+                    writable(g.u),     writable(g.delta),
+                    writable(g.z),     writable(dB),
+                    writable(dC),      static_cast<size_t>(s.batch * s.groups * s.tokens * s.states),
+                    writable(dA),      writable(dBconst),
+                    writable(dCconst), writable(g.state),
+                    writable(dD),      writable(dbias)};
+  for_channel_ranges(s, [&](int64_t b, int64_t group, int64_t slice, int64_t first, int64_t last) {
     const int64_t row = b * s.tokens * s.channels, state = b * s.states * s.channels, channel = b * s.channels;
     const int64_t map = ((slice * s.batch + b) * s.groups + group) * s.tokens * s.states;
     const BackwardRows rows{base.dy + row,
@@ -619,6 +643,7 @@ ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor&
                             shifted(base.dz, row),
                             shifted(base.dB, map),
                             shifted(base.dC, map),
+                            base.slice_stride,
                             base.dA + state,
                             shifted(base.dBconst, state),
                             shifted(base.dCconst, state),
