@@ -45,6 +45,7 @@ class Decoder : public torch::nn::Module {
   Memory empty_memory(int64_t batch) const;
 
   int64_t vocabulary() const { return vocabulary_; }
+  int64_t width() const { return options_.width; }
   int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }
   Mixer& mixer(int64_t layer) { return layers_.at(layer)->mixer(); }
   int64_t parameter_count() const;

@@ -6,7 +6,9 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "train/distill.h"
 #include "train/example.h"
+#include "train/token_loss.h"
 #include "train/trainer.h"
 
 namespace seqloom {
@@ -34,6 +36,7 @@ class LanguageTask final : public Task, public HasExample {
            options_.data, text_->size(), needed);
     }
     decoder_ = std::make_shared<Decoder>(tokenizer_->vocabulary(), recipe["model"], name + ": model");
+    distillation_ = make_distillation(recipe, name, decoder_);
   }
 
   torch::nn::Module& model() override { return *decoder_; }
@@ -49,15 +52,16 @@ class LanguageTask final : public Task, public HasExample {
     for (int64_t b = 0; b < train_.batch; ++b) {
       text_->read(random.below(train_tokens_ - row + 1), row, rows.data_ptr<int64_t>() + b * row);
     }
+    const torch::Tensor ids = rows.narrow(1, 0, options_.context), targets = rows.narrow(1, 1, options_.context);
+    if (distillation_) return distillation_->loss(index / train_.accumulate, ids, targets);
     Pass pass;
-    const torch::Tensor logits = decoder_->logits(decoder_->hidden(rows.narrow(1, 0, options_.context), pass));
-    torch::Tensor loss =
-        torch::nn::functional::cross_entropy(logits.flatten(0, 1), rows.narrow(1, 1, options_.context).flatten());
-    for (const auto& extra : pass.losses) loss = loss + extra;
-    return loss;
+    return token_loss(decoder_->logits(decoder_->hidden(ids, pass)), targets, pass);
   }
 
+  double rate_factor(int64_t step) const override { return distillation_ ? distillation_->rate_factor(step) : 1; }
+
   std::map<std::string, double> evaluate() override {
+    if (distillation_) distillation_->apply_updates();
     const int64_t end = std::min(text_->size(), train_tokens_ + options_.eval_tokens + 1);
     const TextScore score = score_text(*decoder_, *tokenizer_, *text_, train_tokens_, end, options_.context);
     return {{"bits_per_byte", score.bits_per_byte()}, {"perplexity", score.perplexity()}};
@@ -82,6 +86,7 @@ class LanguageTask final : public Task, public HasExample {
   std::unique_ptr<TokenFile> text_;
   int64_t train_tokens_ = 0;
   std::shared_ptr<Decoder> decoder_;
+  std::unique_ptr<Distillation> distillation_;  // where the recipe has [distill]
 };
 
 const bool registered = tasks().add(
@@ -137,7 +142,8 @@ LanguageModel load_language_model(const std::string& path) {
       file == attached.end() ? make_tokenizer("bytes") : parse_tokenizer(file->second, path + ": tokenizer.json");
   loaded.decoder = std::make_shared<Decoder>(loaded.tokenizer->vocabulary(), recipe.value("model", Config()),
                                              loaded.checkpoint.path + ": model");
-  load_model(loaded.checkpoint, *loaded.decoder);
+  recipe.contains("distill") ? load_student(loaded.checkpoint, *loaded.decoder)
+                             : load_model(loaded.checkpoint, *loaded.decoder);
   loaded.decoder->eval();
   return loaded;
 }

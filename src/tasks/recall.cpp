@@ -7,7 +7,9 @@
 #include "base/error.h"
 #include "base/random.h"
 #include "models/decoder.h"
+#include "train/distill.h"
 #include "train/example.h"
+#include "train/token_loss.h"
 #include "train/trainer.h"
 
 namespace seqloom {
@@ -15,7 +17,6 @@ namespace {
 
 constexpr uint64_t kEvaluationSeed = 0x6576616c;  // evaluation rows are the same for every recipe and seed
 constexpr uint64_t kLengthSeed = 0x70616972;      // lengths of mixed rows are drawn apart from their tokens
-constexpr int64_t kIgnored = -100;
 
 /// The first `count` of 0 .. n-1 in random order.
 std::vector<int64_t> draw(int64_t n, int64_t count, Random& random) {
@@ -46,6 +47,7 @@ class RecallTask final : public Task, public HasExample {
         train_(read_options<TrainOptions>(recipe.value("train", Config::object()), name + ": train")) {
     check(options_, name + ": task");
     decoder_ = std::make_shared<Decoder>(options_.keys + options_.values, recipe["model"], name + ": model");
+    distillation_ = make_distillation(recipe, name, decoder_);
   }
 
   torch::nn::Module& model() override { return *decoder_; }
@@ -61,13 +63,15 @@ class RecallTask final : public Task, public HasExample {
     Random random(mixed(train_.seed ^ kLengthSeed, index));
     const int64_t pairs = options_.mixed ? 1 + random.below(options_.pairs) : options_.pairs;
     const RecallRows rows = recall_rows(train_.batch, pairs, options_, train_.seed, index * train_.batch);
+    if (distillation_) return distillation_->loss(index / train_.accumulate, rows.ids, rows.targets);
     Pass pass;
-    torch::Tensor loss = cross_entropy(predict(rows, pass), rows);
-    for (const auto& extra : pass.losses) loss = loss + extra;
-    return loss;
+    return token_loss(predict(rows, pass), rows.targets, pass);
   }
 
+  double rate_factor(int64_t step) const override { return distillation_ ? distillation_->rate_factor(step) : 1; }
+
   std::map<std::string, double> evaluate() override {
+    if (distillation_) distillation_->apply_updates();
     std::map<std::string, double> metrics = {{"accuracy", 0}, {"loss", 0}};
     const auto sizes = static_cast<double>(options_.eval_pairs.size());
     for (const double n : options_.eval_pairs) {
@@ -94,7 +98,7 @@ class RecallTask final : public Task, public HasExample {
       Pass pass;
       const torch::Tensor logits = predict(rows, pass);
       right += logits.argmax(-1).eq(rows.targets).sum().item<double>();  // no id is kIgnored
-      loss += cross_entropy(logits, rows).item<double>() * static_cast<double>(count);
+      loss += token_loss(logits, rows.targets, Pass()).item<double>() * static_cast<double>(count);
     }
     const auto rows = static_cast<double>(options_.eval_rows);
     return {right / (rows * static_cast<double>(pairs)), loss / rows};
@@ -103,15 +107,11 @@ class RecallTask final : public Task, public HasExample {
   torch::Tensor predict(const RecallRows& rows, Pass& pass) {
     return decoder_->logits(decoder_->hidden(rows.ids, pass));
   }
-  static torch::Tensor cross_entropy(const torch::Tensor& logits, const RecallRows& rows) {
-    return torch::nn::functional::cross_entropy(
-        logits.flatten(0, 1), rows.targets.flatten(),
-        torch::nn::functional::CrossEntropyFuncOptions().ignore_index(kIgnored));
-  }
 
   RecallOptions options_;
   TrainOptions train_;
   std::shared_ptr<Decoder> decoder_;
+  std::unique_ptr<Distillation> distillation_;  // where the recipe has [distill]
 };
 
 const bool registered = tasks().add(

@@ -15,7 +15,7 @@
 namespace seqloom {
 namespace {
 
-constexpr const char* kRecipeParts[] = {"task", "model", "train"};
+constexpr const char* kRecipeParts[] = {"task", "model", "train", "distill"};
 constexpr size_t kLongestName = 64;  // of a variant, which becomes a folder
 
 struct StudyOptions {
@@ -91,13 +91,33 @@ bool less_is_better(const std::string& metric, const Task& task, const std::stri
          main);
 }
 
+/// The recipe of variant `i` as it is trained: where [distill] names an earlier variant, that one's run is the teacher.
+Config taught_by_variant(const Study& study, size_t i, const std::string& out) {
+  Config recipe = study.variants[i].recipe;
+  const Config teacher = recipe.value("distill", Config::object()).value("teacher", Config());
+  for (size_t k = 0; k < i; ++k) {
+    if (teacher == study.variants[k].name) {
+      recipe["distill"]["teacher"] = (std::filesystem::path(out) / study.variants[k].name).string();
+    }
+  }
+  return recipe;
+}
+
+/// The recipe for a rehearsal, when no variant has been trained yet that could teach.
+Config untaught(const Study& study, size_t i) {
+  Config recipe = study.variants[i].recipe;
+  if (taught_by_variant(study, i, "") != recipe) recipe.erase("distill");
+  return recipe;
+}
+
 /// Builds and evaluates what `run_study` will train, so that no wrong recipe and no unknown metric comes to light only
 /// after hours of training. Returns whether less is better, for each check.
 std::vector<bool> rehearse(const Study& study) {
   std::vector<bool> less(study.checks.size());
   std::map<std::string, std::map<std::string, double>> metrics_of;  // by the task's table
-  for (const auto& variant : study.variants) {
-    const auto task = make_task(variant.recipe, study.name + ": " + variant.name);
+  for (size_t k = 0; k < study.variants.size(); ++k) {
+    const StudyVariant& variant = study.variants[k];
+    const auto task = make_task(untaught(study, k), study.name + ": " + variant.name);
     read_options<TrainOptions>(variant.recipe.value("train", Config::object()),
                                study.name + ": " + variant.name + ": train");
     for (size_t i = 0; i < study.checks.size(); ++i) {
@@ -201,7 +221,7 @@ std::string ClaimCheck::text() const {
 }
 
 Study parse_study(const Config& config, const std::string& name) {
-  static const std::vector<std::string> known = {"study", "task", "model", "train", "variant", "claim"};
+  static const std::vector<std::string> known = {"study", "task", "model", "train", "distill", "variant", "claim"};
   for (const auto& [key, value] : config.items()) {
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
     misuse("{}: there is no such key '{}'; a study has {}", name, printable(key), fmt::join(known, ", "));
@@ -252,7 +272,8 @@ StudyResult run_study(const Study& study, const std::string& out, int64_t steps,
   const std::vector<bool> less = rehearse(shortened);
   StudyResult result;
   result.judged = steps == 0;
-  for (const auto& variant : shortened.variants) {
+  for (size_t i = 0; i < shortened.variants.size(); ++i) {
+    const StudyVariant variant = {shortened.variants[i].name, taught_by_variant(shortened, i, out)};
     result.variants.push_back(train_variant(variant, study.name, out, observer));
     observer.on_variant(result.variants.back());
   }

@@ -11,8 +11,8 @@ Registry<TaskEntry>& tasks() {
 
 std::unique_ptr<Task> make_task(const Config& recipe, const std::string& name) {
   for (const auto& [key, value] : recipe.items()) {
-    if (key != "task" && key != "model" && key != "train") {
-      misuse("{}: there is no such key '{}'; a recipe has [task], [model] and [train]", name, key);
+    if (key != "task" && key != "model" && key != "train" && key != "distill") {
+      misuse("{}: there is no such key '{}'; a recipe has [task], [model], [train] and maybe [distill]", name, key);
     }
   }
   for (const char* part : {"task", "model"}) {

@@ -29,6 +29,8 @@ class Task {
   virtual bool less_is_better() const { return true; }
 
   virtual std::vector<torch::Tensor> without_weight_decay() const { return {}; }
+  /// A factor on the schedule's learning rate at a step: a task in stages.
+  virtual double rate_factor(int64_t step) const { return 1; }
   virtual void set_checkpointing(bool on) = 0;
   /// What a checkpoint must carry besides the recipe to be used alone, e.g. a tokenizer's file.
   virtual std::map<std::string, std::string> attachments() const { return {}; }

@@ -133,8 +133,9 @@ StepReport Trainer::train_step() {
   // Whatever a step draws is a function of the seed and the step, so that a resumed run draws the same.
   torch::manual_seed(mixed(options_.seed, 1 + step_));
   StepReport report;
-  report.learning_rate = options_.learning_rate * schedule_factor(options_.schedule, step_, options_.steps,
-                                                                  options_.warmup, options_.final_factor);
+  report.learning_rate =
+      options_.learning_rate * task_->rate_factor(step_) *
+      schedule_factor(options_.schedule, step_, options_.steps, options_.warmup, options_.final_factor);
   for (auto& group : optimizer_->param_groups()) {
     static_cast<torch::optim::AdamWOptions&>(group.options()).lr(report.learning_rate);
   }
