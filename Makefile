@@ -45,8 +45,8 @@ demo: build $(TEXT)
 test: build
 	@ctest --test-dir $(BUILD) --output-on-failure --timeout 1500
 
-studies: build
-	@for study in studies/*.toml; do $(BUILD)/seqloom study $$study || exit 1; done
+studies: build $(TEXT)
+	$(BUILD)/seqloom study studies/*.toml --page docs/claims.md
 
 bench: build
 	$(BUILD)/ops_benchmark --benchmark_min_time=0.2

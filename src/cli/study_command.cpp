@@ -5,13 +5,16 @@
 #include "base/error.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
+#include "io/atomic_file.h"
+#include "train/claims.h"
 #include "train/report.h"
 
 namespace seqloom {
 namespace {
 
 struct StudyArguments {
-  std::string file, out;
+  std::vector<std::string> files;
+  std::string out, page;
   std::vector<std::string> assignments;
   int64_t steps = 0;
   bool json = false;
@@ -65,22 +68,31 @@ StudyObserver shown_by(std::unique_ptr<Progress>& progress) {
   return observer;
 }
 
-void study(const StudyArguments& arguments) {
-  const Study parsed = parse_study(load_recipe(arguments.file, arguments.assignments), arguments.file);
-  const std::string out = arguments.out.empty()
-                              ? (std::filesystem::path("runs") / std::filesystem::path(arguments.file).stem()).string()
-                              : arguments.out;
+RunStudy run(const std::string& file, const StudyArguments& arguments) {
+  RunStudy done{parse_study(load_recipe(file, arguments.assignments), file), {}, file, arguments.out};
+  if (done.out.empty()) done.out = (std::filesystem::path("runs") / std::filesystem::path(file).stem()).string();
   std::unique_ptr<Progress> progress;
-  const StudyResult result = run_study(parsed, out, arguments.steps, shown_by(progress));
-  write_report(parsed, result, out);
+  done.result = run_study(done.study, done.out, arguments.steps, shown_by(progress));
+  write_report(done.study, done.result, done.out);
   if (arguments.json) {
-    fmt::print("{}\n", result.to_json(parsed).dump(-1, ' ', false, Config::error_handler_t::replace));
-  } else {
-    print_table(result);
-    print_claim(result);
-    fmt::print("report: {}\n", (std::filesystem::path(out) / "report.html").string());
+    fmt::print("{}\n", done.result.to_json(done.study).dump(-1, ' ', false, Config::error_handler_t::replace));
+    return done;
   }
-  if (result.judged && !result.holds()) throw ExitWith{1};
+  print_table(done.result);
+  print_claim(done.result);
+  fmt::print("report: {}\n", (std::filesystem::path(done.out) / "report.html").string());
+  return done;
+}
+
+void study(const StudyArguments& arguments) {
+  if (arguments.files.size() > 1 && !arguments.out.empty())
+    misuse("--out is one study's folder; leave it out for several");
+  std::vector<RunStudy> runs;
+  for (const auto& file : arguments.files) runs.push_back(run(file, arguments));
+  if (!arguments.page.empty()) write_file_atomically(arguments.page, claims_markdown(runs));
+  const bool failed = std::any_of(runs.begin(), runs.end(),
+                                  [](const RunStudy& one) { return one.result.judged && !one.result.holds(); });
+  if (failed) throw ExitWith{1};
 }
 
 }  // namespace
@@ -91,9 +103,11 @@ void add_study_command(CLI::App& app) {
   command->footer(
       "Writes results.json and report.html, and each variant's run in a folder of its name.\n\n"
       "Examples:\n  seqloom study studies/recall.toml\n"
-      "  seqloom study studies/recall.toml --steps 20 --out /tmp/try\n\n"
+      "  seqloom study studies/recall.toml --steps 20 --out /tmp/try\n"
+      "  seqloom study studies/*.toml --page docs/claims.md\n\n"
       "Exit status 1 when the claim fails. With --steps the claim is not judged.");
-  command->add_option("FILE", arguments->file, "a TOML study")->required();
+  command->add_option("FILE", arguments->files, "a TOML study, or several")->required();
+  command->add_option("--page", arguments->page, "also write a Markdown page of all claims and verdicts");
   command->add_option("--out", arguments->out, "the study's folder (default: runs/NAME)");
   command->add_option("--set", arguments->assignments, "change a key of the study, as in train.steps=100");
   command->add_option("--steps", arguments->steps, "train each variant for this many steps only")

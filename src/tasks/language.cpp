@@ -64,7 +64,10 @@ class LanguageTask final : public Task, public HasExample {
     if (distillation_) distillation_->apply_updates();
     const int64_t end = std::min(text_->size(), train_tokens_ + options_.eval_tokens + 1);
     const TextScore score = score_text(*decoder_, *tokenizer_, *text_, train_tokens_, end, options_.context);
-    return {{"bits_per_byte", score.bits_per_byte()}, {"perplexity", score.perplexity()}};
+    std::map<std::string, double> metrics = {{"bits_per_byte", score.bits_per_byte()},
+                                             {"perplexity", score.perplexity()}};
+    if (distillation_) metrics[kTransferError] = distillation_->transfer_error(example());
+    return metrics;
   }
 
   torch::Tensor example() const override {

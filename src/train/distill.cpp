@@ -39,7 +39,8 @@ Activations run(Decoder& model, const Tensor& ids) {
   Activations seen;
   Pass pass;
   pass.watch = [&](const std::string& name, const Tensor& value) {
-    (name == "mixer.input" ? seen.inputs : seen.outputs).push_back(value);
+    if (name == "mixer.input") seen.inputs.push_back(value);
+    if (name == "mixer.output") seen.outputs.push_back(value);
   };
   seen.logits = model.logits(model.hidden(ids, pass));
   return seen;
@@ -130,6 +131,18 @@ Tensor Distillation::loss(int64_t step, const Tensor& ids, const Tensor& targets
   set_stage(step < options_.attention_steps ? 1 : 2);
   updates_.apply();
   return stage_ == 1 ? attention_transfer(ids) : fine_tuning(ids, targets);
+}
+
+double Distillation::transfer_error(const Tensor& ids) {
+  const torch::NoGradGuard no_grad;
+  updates_.apply();
+  const Activations seen = run(*teacher_, ids);
+  double total = 0;
+  for (int64_t layer = 0; layer < student_->layer_count(); ++layer) {
+    const Tensor error = student_->mixer(layer).forward(seen.inputs[layer]) - seen.outputs[layer];
+    total += (error.pow(2).mean() / seen.outputs[layer].var(/*unbiased=*/false)).item<double>();
+  }
+  return total / static_cast<double>(student_->layer_count());
 }
 
 Tensor Distillation::attention_transfer(const Tensor& ids) {

@@ -11,6 +11,9 @@
 
 namespace seqloom {
 
+/// The metric that a task with a teacher adds.
+constexpr const char* kTransferError = "transfer_error";
+
 struct DistillOptions {
   std::string teacher;
   int64_t attention_steps = 200, lora_rank = 8;
@@ -72,6 +75,9 @@ class Distillation {
 
   /// The loss of a micro-batch of step `step`: ids, targets [B, T] int64.
   Tensor loss(int64_t step, const Tensor& ids, const Tensor& targets);
+  /// Mean squared error of the student's mixers on what the teacher's read, over the variance of the teacher's outputs;
+  /// the mean over layers. ids [B, T] int64.
+  double transfer_error(const Tensor& ids);
   /// Factor on the learning rate at a step.
   double rate_factor(int64_t step) const { return step < options_.attention_steps ? 1 : options_.finetune_rate; }
   /// To be called before the student is used outside of `loss`.

@@ -10,6 +10,7 @@
 #include "io/json.h"
 #include "io/toml.h"
 #include "train/anatomy.h"
+#include "train/distill.h"
 #include "train/example.h"
 
 namespace seqloom {
@@ -86,27 +87,32 @@ std::vector<ClaimCheck> parse_claim(const Config& claim, const std::set<std::str
 bool less_is_better(const std::string& metric, const Task& task, const std::string& where) {
   const std::string main = task.main_metric();
   if (metric == main || metric.rfind(main + "@", 0) == 0) return task.less_is_better();
-  if (metric == "loss" || metric == "perplexity") return true;
+  if (metric == "loss" || metric == "perplexity" || metric == kTransferError) return true;
   misuse("{}.beats: nothing says whether less {} is better; use at_least or at_most, or the metric {}", where, metric,
          main);
 }
 
-/// The recipe of variant `i` as it is trained: where [distill] names an earlier variant, that one's run is the teacher.
-Config taught_by_variant(const Study& study, size_t i, const std::string& out) {
-  Config recipe = study.variants[i].recipe;
-  const Config teacher = recipe.value("distill", Config::object()).value("teacher", Config());
-  for (size_t k = 0; k < i; ++k) {
-    if (teacher == study.variants[k].name) {
-      recipe["distill"]["teacher"] = (std::filesystem::path(out) / study.variants[k].name).string();
-    }
+/// Whether the teacher of variant `i` is an earlier variant of the study.
+bool taught_by_variant(const Study& study, size_t i) {
+  const Config teacher = study.variants[i].recipe.value("distill", Config::object()).value("teacher", Config());
+  return std::any_of(study.variants.begin(), study.variants.begin() + static_cast<std::ptrdiff_t>(i),
+                     [&](const StudyVariant& one) { return teacher == one.name; });
+}
+
+/// Variant `i` as it is trained: where an earlier one is its teacher, that one's run.
+StudyVariant with_teacher(const Study& study, size_t i, const std::string& out) {
+  StudyVariant variant = study.variants[i];
+  if (taught_by_variant(study, i)) {
+    Config& teacher = variant.recipe["distill"]["teacher"];
+    teacher = (std::filesystem::path(out) / teacher.get<std::string>()).string();
   }
-  return recipe;
+  return variant;
 }
 
 /// The recipe for a rehearsal, when no variant has been trained yet that could teach.
-Config untaught(const Study& study, size_t i) {
+Config without_teacher(const Study& study, size_t i) {
   Config recipe = study.variants[i].recipe;
-  if (taught_by_variant(study, i, "") != recipe) recipe.erase("distill");
+  if (taught_by_variant(study, i)) recipe.erase("distill");
   return recipe;
 }
 
@@ -117,18 +123,20 @@ std::vector<bool> rehearse(const Study& study) {
   std::map<std::string, std::map<std::string, double>> metrics_of;  // by the task's table
   for (size_t k = 0; k < study.variants.size(); ++k) {
     const StudyVariant& variant = study.variants[k];
-    const auto task = make_task(untaught(study, k), study.name + ": " + variant.name);
+    const auto task = make_task(without_teacher(study, k), study.name + ": " + variant.name);
     read_options<TrainOptions>(variant.recipe.value("train", Config::object()),
                                study.name + ": " + variant.name + ": train");
     for (size_t i = 0; i < study.checks.size(); ++i) {
       const ClaimCheck& check = study.checks[i];
       if (check.variant != variant.name && check.beats != variant.name) continue;
       const std::string where = fmt::format("{}: claim.checks.{}", study.name, i);
-      auto& metrics = metrics_of[variant.recipe["task"].dump()];
-      if (metrics.empty()) {
+      auto& of_task = metrics_of[variant.recipe["task"].dump()];
+      if (of_task.empty()) {
         const torch::NoGradGuard no_grad;
-        metrics = task->evaluate();
+        of_task = task->evaluate();
       }
+      auto metrics = of_task;
+      if (variant.recipe.contains("distill")) metrics[kTransferError] = 0;
       if (metrics.count(check.metric) == 0) {
         std::vector<std::string> names;
         for (const auto& [name, value] : metrics) names.push_back(name);
@@ -273,8 +281,7 @@ StudyResult run_study(const Study& study, const std::string& out, int64_t steps,
   StudyResult result;
   result.judged = steps == 0;
   for (size_t i = 0; i < shortened.variants.size(); ++i) {
-    const StudyVariant variant = {shortened.variants[i].name, taught_by_variant(shortened, i, out)};
-    result.variants.push_back(train_variant(variant, study.name, out, observer));
+    result.variants.push_back(train_variant(with_teacher(shortened, i, out), study.name, out, observer));
     observer.on_variant(result.variants.back());
   }
   for (size_t i = 0; i < study.checks.size(); ++i) result.checks.push_back(judge(study.checks[i], result, less[i]));
