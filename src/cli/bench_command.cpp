@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "base/error.h"
-#include "cli/bench_stream.h"
+#include "cli/bench_mixers.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
 #include "io/tokenizer.h"
@@ -21,8 +21,8 @@ struct BenchArguments {
   std::vector<int64_t> lengths = {512, 2048, 8192};
   std::vector<std::string> only = {"train", "prefill", "decode"};
   int64_t decode = 64, repeats = 3, threads = 0;
-  bool json = false, stream = false;
-  StreamBench streams;
+  bool json = false, stream = false, layers = false;
+  MixerBench mixers;
 
   bool measures(const std::string& what) const { return std::find(only.begin(), only.end(), what) != only.end(); }
 };
@@ -125,8 +125,9 @@ void print_table(const std::vector<Row>& rows) {
 }
 
 void bench(const BenchArguments& arguments) {
-  if (arguments.stream) return bench_stream(arguments.streams);
-  if (arguments.model.empty()) misuse("bench: name a recipe or a checkpoint, or ask for --stream");
+  if (arguments.stream) return bench_stream(arguments.mixers);
+  if (arguments.layers) return bench_layers(arguments.mixers);
+  if (arguments.model.empty()) misuse("bench: name a recipe or a checkpoint, or ask for --stream or --layers");
   if (arguments.threads > 0) torch::set_num_threads(static_cast<int>(arguments.threads));
   const auto decoder = build_model(arguments);
   std::vector<Row> rows;
@@ -166,7 +167,8 @@ void add_bench_command(CLI::App& app) {
       "Examples:\n  seqloom bench recipes/scripture.toml --lengths 512,4096,32768\n"
       "  seqloom bench recipes/scripture.toml --lengths 2000,200000 --only prefill\n"
       "  seqloom bench runs/scripture --json\n"
-      "  seqloom bench --stream --mixers mamba,attention");
+      "  seqloom bench --stream --mixers mamba,attention\n"
+      "  seqloom bench --layers --lengths 1024,4096");
   command->add_option("MODEL", arguments->model, "a recipe (.toml) or a checkpoint");
   command->add_option("--set", arguments->assignments, "change a key of the recipe");
   command->add_option("--lengths", arguments->lengths, "sequence lengths, comma separated")
@@ -182,13 +184,15 @@ void add_bench_command(CLI::App& app) {
   command->add_flag("--json", arguments->json, "print as JSON");
   command->add_flag("--stream", arguments->stream,
                     "time one streamed token of each mixer at several positions instead");
-  command->add_option("--mixers", arguments->streams.kinds, "with --stream: these mixers (default: all that stream)")
+  command->add_flag("--layers", arguments->layers, "time a training step of each mixer alone over lengths instead");
+  command->add_option("--mixers", arguments->mixers.kinds, "with --stream and --layers: these mixers (default: all)")
       ->delimiter(',');
-  command->add_option("--positions", arguments->streams.positions, "with --stream: tokens read before")
+  command->add_option("--positions", arguments->mixers.positions, "with --stream: tokens read before")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  command->callback([arguments] {
-    arguments->streams.json = arguments->json;
+  command->callback([arguments, command] {
+    arguments->mixers.json = arguments->json;
+    if (command->count("--lengths") > 0) arguments->mixers.lengths = arguments->lengths;
     bench(*arguments);
   });
 }

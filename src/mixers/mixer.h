@@ -39,6 +39,10 @@ class Mixer : public torch::nn::Module {
   /// The mixing matrix view of dense rows, where the mixer has one.
   virtual std::optional<MatrixForm> matrix(const Tensor& x) { return std::nullopt; }
 
+  /// Called by the trainer after each optimiser step: where what is learned without gradients moves, such as a codebook
+  /// that follows its keys. It may use what the step's training forward passes left behind.
+  virtual void after_step() {}
+
   /// Parameters that weight decay would harm, beyond those of one dimension (biases, norms), which never decay.
   virtual std::vector<Tensor> without_weight_decay() const { return {}; }
 

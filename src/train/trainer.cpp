@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/random.h"
 #include "io/atomic_file.h"
+#include "mixers/mixer.h"
 #include "train/schedule.h"
 
 namespace seqloom {
@@ -143,6 +144,9 @@ StepReport Trainer::train_step() {
   report.loss = accumulate_gradients();
   report.gradient_norm = clip_gradients();
   optimizer_->step();
+  for (const auto& module : task_->model().modules()) {
+    if (auto* mixer = dynamic_cast<Mixer*>(module.get())) mixer->after_step();
+  }
   ++step_;
   report.step = step_;
   report.steps = options_.steps;
