@@ -1,0 +1,58 @@
+#include "mixers/gam.h"
+
+#include "mixers/heads.h"
+#include "ops/attention.h"
+
+namespace seqloom {
+
+SEQLOOM_REGISTER_MIXER("gam", Gam);
+
+Gam::Gam(int64_t width, const Options& options)
+    : WindowMixer(width, options.kernel_size - 1, "conv"), options_(options) {
+  causal_conv_ = register_module(
+      "causal_conv", std::make_shared<ShortConv>(width, options.kernel_size, /*bias=*/true, /*silu=*/false));
+  memory_bank_ = register_parameter("memory_bank", torch::empty({options.num_slots, width}));
+  torch::nn::init::xavier_uniform_(memory_bank_);
+  gate_ = register_module("gate", linear(width, 2 * width, true));
+}
+
+Tensor Gam::looked_up(const Tensor& x) const {
+  ops::AttentionRule rule;
+  rule.scale = options_.score_scale;
+  rule.causal = false;
+  const Tensor bank = memory_bank_.unsqueeze(0).unsqueeze(0);  // keys and values of one head that all tokens share
+  return ops::attention(x.reshape({1, 1, -1, width()}), bank, bank, rule).view(x.sizes());
+}
+
+Tensor Gam::gated(const Tensor& local, const Tensor& x) {
+  const auto gates = torch::sigmoid(gate_(x)).chunk(2, -1);
+  return torch::addcmul(gates[0] * local, gates[1], looked_up(x));
+}
+
+Tensor Gam::read(const Tensor& x, Memory& memory, Pass& pass) {
+  const RealTokens tokens(x, pass.layout);
+  Tensor inputs = before(x, memory).transpose(1, 2);
+  const Tensor local = causal_conv_->forward(tokens.x(), inputs);
+  remember(tokens, memory);
+  return gated(tokens.restore(local), x);
+}
+
+Tensor Gam::mix(const Tensor& x, Pass& pass) {
+  if (!options_.bidirectional) return WindowMixer::mix(x, pass);
+  // A kernel that ends `right` tokens behind its own is the causal one of that later token.
+  const int64_t right = window() - current_tap();
+  const RealTokens tokens(x, pass.layout);
+  Tensor nothing = causal_conv_->empty_window(x.size(0), x.options().requires_grad(false));
+  const Tensor local = causal_conv_->forward(torch::constant_pad_nd(tokens.x(), {0, 0, 0, right}), nothing);
+  return gated(tokens.restore(local.narrow(1, right, x.size(1))), x);
+}
+
+std::optional<MatrixForm> Gam::matrix(const Tensor& x) {
+  const auto conv = causal_conv_->named_parameters();
+  return MatrixForm{
+      toeplitz_matrix(conv["weight"].squeeze(1), x.size(1), current_tap()).expand({x.size(0), -1, -1, -1}),
+      split_heads(x, width()).transpose(1, 2),
+      [this, x, bias = conv["bias"]](const Tensor& o) { return gated(merge_heads(o.transpose(1, 2)) + bias, x); }};
+}
+
+}  // namespace seqloom

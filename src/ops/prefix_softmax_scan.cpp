@@ -1,0 +1,145 @@
+#include "ops/prefix_softmax_scan.h"
+
+#include <fmt/ostream.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "base/error.h"
+#include "ops/chunks.h"
+#include "ops/precision.h"
+
+namespace seqloom::ops {
+namespace {
+
+using torch::Tensor;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+void check_shapes(const Tensor& s, const Tensor& v, const std::optional<SoftmaxPartial>& initial, int64_t chunk) {
+  if (s.dim() != 3 || v.dim() != 4 || v.sizes().slice(0, 3) != s.sizes()) {
+    misuse("prefix_softmax_scan: s {}, v {}: expected s [B, H, T] and v [B, H, T, d]", fmt::streamed(s.sizes()),
+           fmt::streamed(v.sizes()));
+  }
+  if (chunk < 1) misuse("prefix_softmax_scan: chunk = {}, expected at least 1 token", chunk);
+  if (!initial) return;
+  const std::vector<int64_t> sums = {v.size(0), v.size(1)}, values = {v.size(0), v.size(1), v.size(3)};
+  if (initial->m.sizes() != sums || initial->u.sizes() != sums || initial->w.sizes() != values) {
+    misuse("prefix_softmax_scan: the initial state is m {}, u {}, w {}, expected [B, H], [B, H] and [B, H, d] of v {}",
+           fmt::streamed(initial->m.sizes()), fmt::streamed(initial->u.sizes()), fmt::streamed(initial->w.sizes()),
+           fmt::streamed(v.sizes()));
+  }
+}
+
+void check_scores(const Tensor& s) {
+  if (s.numel() == 0) return;
+  const auto largest = s.detach().max().item<double>();  // NaN where there is one
+  if (!(largest < kInfinity)) {
+    misuse("prefix_softmax_scan: a score is {}, after which no prefix has a finite softmax", largest);
+  }
+}
+
+/// 0 where a maximum is -inf, that of no tokens, so that -inf - m stays -inf.
+Tensor finite(const Tensor& m) {
+  return torch::nan_to_num(m, /*nan=*/0, /*posinf=*/0, /*neginf=*/0);
+}
+
+SoftmaxPartial nothing(const Tensor& v) {
+  const auto options = v.options().requires_grad(false);
+  return {torch::full({v.size(0), v.size(1)}, -kInfinity, options), torch::zeros({v.size(0), v.size(1)}, options),
+          torch::zeros({v.size(0), v.size(1), v.size(3)}, options)};
+}
+
+/// The same partial with a constant maximum; what m has of a gradient goes on through u and w.
+SoftmaxPartial with_constant_maximum(const SoftmaxPartial& p) {
+  if (!p.m.requires_grad()) return p;
+  const Tensor m = p.m.detach(), one = (p.m - finite(m)).exp();
+  return {m, p.u * one, p.w * one.unsqueeze(-1)};
+}
+
+/// [B, H, T, ...] -> [B, H, T/C, C, ...], the last chunk filled with `value`.
+Tensor to_chunks_of(const Tensor& x, int64_t chunk, double value) {
+  const int64_t tokens = x.size(2), chunks = (tokens + chunk - 1) / chunk;
+  Tensor filled = x;
+  if (chunks * chunk != tokens) {
+    auto rest = x.sizes().vec();
+    rest[2] = chunks * chunk - tokens;
+    filled = torch::cat({x, torch::full(rest, value, x.options().requires_grad(false))}, 2);
+  }
+  return filled.unflatten(2, {chunks, chunk});
+}
+
+/// First the running maxima, which need the scores only; then in each chunk its own part of every prefix, as a product
+/// with e^{s_i - m_t}; the rows of the chunks' last tokens are what the chunks add to the running (u, w).
+std::pair<Tensor, SoftmaxPartial> in_chunks(const Tensor& s, const Tensor& v, const SoftmaxPartial& initial,
+                                            int64_t chunk) {
+  const int64_t tokens = s.size(2), size = std::min(chunk, tokens), width = v.size(3);
+  const Tensor sc = to_chunks_of(s, size, -kInfinity), vc = to_chunks_of(v, size, 0);  // [B, H, N, C], [.., C, d]
+  const int64_t chunks = sc.size(2);
+
+  const Tensor in_chunk = std::get<0>(sc.detach().cummax(-1));
+  const Tensor ends = torch::cat({initial.m.unsqueeze(-1), in_chunk.select(-1, size - 1)}, -1);
+  const Tensor maxima = std::get<0>(ends.cummax(-1));  // [B, H, N + 1], before each chunk and after the last
+  const Tensor before = maxima.narrow(-1, 0, chunks), after = maxima.narrow(-1, 1, chunks);
+  const Tensor running = torch::maximum(in_chunk, before.unsqueeze(-1));  // [B, H, N, C]
+
+  // masked before exp: above the diagonal differences may be large, and inf * 0 would poison the gradient
+  const Tensor above = torch::ones({size, size}, sc.options().dtype(torch::kBool)).triu(1);
+  const Tensor reference = finite(running);
+  const Tensor weights = (sc.unsqueeze(-2) - reference.unsqueeze(-1)).masked_fill_(above, -kInfinity).exp_();
+  const Tensor own = torch::cat({torch::matmul(weights, vc), weights.sum(-1, /*keepdim=*/true)}, -1);  // [.., C, d + 1]
+
+  const Tensor decay = (before - finite(after)).exp().unsqueeze(-1).unsqueeze(-1);
+  const Tensor start = torch::cat({initial.w, initial.u.unsqueeze(-1)}, -1).unsqueeze(-2);  // [B, H, 1, d + 1]
+  const auto [carried, last] = scan_chunk_states(decay, own.narrow(-2, size - 1, 1), start);
+  const Tensor carry = (before.unsqueeze(-1) - reference).exp().unsqueeze(-1);
+  const Tensor sums = torch::addcmul(own, carry, carried).flatten(2, 3).narrow(2, 0, tokens);
+
+  const Tensor total = last.squeeze(-2);
+  return {value({running, sums.select(-1, width), sums.narrow(-1, 0, width)}),
+          {maxima.select(-1, chunks), total.select(-1, width), total.narrow(-1, 0, width)}};
+}
+
+}  // namespace
+
+SoftmaxPartial softmax_total(const Tensor& s, const Tensor& v) {
+  const Tensor scores = widened(s), m = scores.detach().amax(-1);
+  const Tensor e = (scores - finite(m).unsqueeze(-1)).exp();
+  return {m, e.sum(-1), torch::matmul(e.unsqueeze(-2), widened(v)).squeeze(-2)};
+}
+
+std::pair<Tensor, SoftmaxPartial> prefix_softmax_scan(const Tensor& s, const Tensor& v,
+                                                      const std::optional<Tensor>& mask,
+                                                      const std::optional<SoftmaxPartial>& initial, int64_t chunk) {
+  check_shapes(s, v, initial, chunk);
+  Tensor scores = widened(s), values = widened(v);
+  if (mask) {
+    const Tensor hidden = mask->logical_not();
+    scores = scores.masked_fill(hidden, -kInfinity);
+    values = values.masked_fill(hidden.unsqueeze(-1), 0);  // whatever stands there: 0 * NaN would be NaN
+  }
+  check_scores(scores);
+  const SoftmaxPartial start = initial ? with_constant_maximum(*initial) : nothing(values);
+  if (s.size(2) == 0) return {torch::zeros_like(v), start};
+  if (s.size(2) > 1) {
+    auto [y, state] = in_chunks(scores, values, start, chunk);
+    return {y.to(v.scalar_type()), state};
+  }
+  const SoftmaxPartial state = merge(start, softmax_total(scores, values));
+  return {value(state).unsqueeze(2).to(v.scalar_type()), state};
+}
+
+TORCH_LIBRARY_FRAGMENT(seqloom, m) {
+  m.def(
+      "prefix_softmax_scan(Tensor s, Tensor v, Tensor? mask=None, (Tensor, Tensor, Tensor)? initial=None, int "
+      "chunk=32) -> (Tensor, Tensor, Tensor, Tensor)",
+      [](const Tensor& s, const Tensor& v, const std::optional<Tensor>& mask,
+         const std::optional<std::tuple<Tensor, Tensor, Tensor>>& initial, int64_t chunk) {
+        std::optional<SoftmaxPartial> start;
+        if (initial) start = {std::get<0>(*initial), std::get<1>(*initial), std::get<2>(*initial)};
+        auto [y, state] = prefix_softmax_scan(s, v, mask, start, chunk);
+        return std::make_tuple(y, state.m, state.u, state.w);
+      });
+}
+
+}  // namespace seqloom::ops
