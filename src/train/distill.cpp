@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "ops/lora.h"
+#include "train/distill_losses.h"
 #include "train/token_loss.h"
 
 namespace seqloom {
@@ -62,16 +64,13 @@ std::vector<std::string> updated_weights(const torch::nn::Module& student, const
 
 LowRankUpdates::LowRankUpdates(torch::nn::Module& model, const std::vector<std::string>& names, int64_t rank,
                                double alpha)
-    : scale_(alpha / static_cast<double>(rank)) {
+    : alpha_(alpha) {
   for (const auto& name : names) {
     torch::nn::LinearImpl* linear = linear_of(model, name);
     if (linear == nullptr) continue;
-    const Tensor weight = linear->weight;
-    Tensor A = torch::empty({rank, weight.size(1)}, weight.options().requires_grad(false));
-    torch::nn::init::kaiming_uniform_(A, std::sqrt(5.0));
-    const Tensor B = torch::zeros({weight.size(0), rank}, weight.options().requires_grad(false));
+    const auto [A, B] = ops::lora_start(linear->weight, rank);
     updates_.push_back(
-        {linear, weight, linear->register_parameter("lora_A", A), linear->register_parameter("lora_B", B)});
+        {linear, linear->weight, linear->register_parameter("lora_A", A), linear->register_parameter("lora_B", B)});
   }
 }
 
@@ -84,13 +83,13 @@ void LowRankUpdates::learn(bool on) {
 
 void LowRankUpdates::apply() {
   // The layer's registered parameter stays as it is; its forward pass reads the member `weight`.
-  for (auto& update : updates_) update.linear->weight = update.weight + scale_ * torch::matmul(update.B, update.A);
+  for (auto& update : updates_) update.linear->weight = ops::lora_merged(update.weight, update.A, update.B, alpha_);
 }
 
 void LowRankUpdates::merge() {
   const torch::NoGradGuard no_grad;
   for (auto& update : updates_) {
-    update.weight += scale_ * torch::matmul(update.B, update.A);
+    update.weight.copy_(ops::lora_merged(update.weight, update.A, update.B, alpha_));
     update.B.zero_();
     update.linear->weight = update.weight;
   }
@@ -152,31 +151,32 @@ Tensor Distillation::attention_transfer(const Tensor& ids) {
     seen = run(*teacher_, ids);
   }
   // Every student mixer reads what the teacher's read: no layer sees the errors of those below it.
-  Tensor total = torch::zeros({});
+  std::vector<AttentionPair> layers;
+  Pass pass;
   for (int64_t layer = 0; layer < student_->layer_count(); ++layer) {
-    Pass pass;
-    const Tensor output = student_->mixer(layer).forward(seen.inputs[layer], pass);
-    total = total + torch::mse_loss(output, seen.outputs[layer]);
-    for (const auto& extra : pass.losses) total = total + extra;
+    layers.push_back({{}, {}, student_->mixer(layer).forward(seen.inputs[layer], pass), seen.outputs[layer]});
   }
-  return total * (options_.mse / static_cast<double>(student_->layer_count()));
+  Tensor loss = attention_transfer_loss(layers, /*xent_factor=*/0, options_.mse).total;
+  for (const auto& extra : pass.losses) loss = loss + extra;
+  return loss;
 }
 
 Tensor Distillation::fine_tuning(const Tensor& ids, const Tensor& targets) {
   Pass pass;
-  Tensor logits = student_->logits(student_->hidden(ids, pass));
-  const Tensor loss = token_loss(logits, targets, pass);
-  if (options_.kl == 0) return loss;
-  logits = logits.flatten(0, 1);
-  const double tau = options_.temperature;
+  const Tensor logits = student_->logits(student_->hidden(ids, pass));
+  if (options_.kl == 0) return token_loss(logits, targets, pass);
   Tensor teacher;
   {
     const torch::NoGradGuard no_grad;
     Pass own;
-    teacher = torch::log_softmax(teacher_->logits(teacher_->hidden(ids, own)).flatten(0, 1) / tau, -1);
+    teacher = teacher_->logits(teacher_->hidden(ids, own));
   }
-  const Tensor kl = torch::kl_div(torch::log_softmax(logits / tau, -1), teacher, at::Reduction::Sum, true);
-  return loss + options_.kl * tau * tau * kl / static_cast<double>(logits.size(0));
+  DistillationWeights weights;
+  weights.kl = options_.kl;
+  weights.temperature = options_.temperature;
+  Tensor loss = distillation_loss(logits, teacher, targets, {}, {}, weights).total;
+  for (const auto& extra : pass.losses) loss = loss + extra;
+  return loss;
 }
 
 std::unique_ptr<Distillation> make_distillation(const Config& recipe, const std::string& name,

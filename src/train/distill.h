@@ -61,7 +61,7 @@ class LowRankUpdates {
     Tensor weight, A, B;
   };
   std::vector<Update> updates_;
-  double scale_ = 0;
+  double alpha_ = 0;
 };
 
 /// Turns a trained softmax model into one of other mixers with few tokens (LAWCAT, arXiv 2509.18467; stages after
