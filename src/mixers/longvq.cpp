@@ -141,7 +141,7 @@ void LongVq::note(const Tensor& keys, const Tensor& codes) {
   keys_ = keys.flatten(0, 1).index({codes.flatten() >= 0});
 }
 
-void LongVq::update_codebook() {
+void LongVq::after_step() {
   if (!new_sum_.defined() || keys_.size(0) == 0) return;
   const torch::NoGradGuard no_grad;
   if (updates_.item<int64_t>() == 0) {

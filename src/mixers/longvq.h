@@ -39,7 +39,7 @@ struct LongVqOptions {
 ///   q, k = silu(z) * gamma + beta,   v = silu(W_v x),   o_i = sum_j softmax_j(q_i . C[code(k_j)] / sqrt(Z) + bias) v_j
 ///   y = x + sigmoid(u) * (silu(h + W_h (o * silu(r))) - x)
 /// The bias is learned for |i - j| < W, 0 beyond. C, the codebook of S words, follows the keys by moving averages of
-/// their sums and counts; it changes in update_codebook() only, between two optimiser steps.
+/// their sums and counts, between two optimiser steps.
 /// Memory: ema [B, D, N]; the last W-1 tokens win_codes [B, n] (-1: padding) and win_v [B, n, V]; of those before them
 /// count [B, S] and vsum [B, S, V]. It has no summary: a key depends, through the average, on all tokens before it, and
 /// its code is no linear function of that. Straight-through gradients end where a call does: codes carry none.
@@ -64,9 +64,9 @@ class LongVq final : public CausalMixer {
   std::optional<MatrixForm> matrix(const Tensor& x) override;
   std::vector<Tensor> without_weight_decay() const override;
 
-  /// Moves the codebook towards the keys of the training passes since the last call. To be called once after each
-  /// optimiser step. The first call starts the codebook from these keys (k-means++).
-  void update_codebook();
+  /// Moves the codebook towards the keys of the training passes since the last call. The first call starts it from
+  /// these keys (k-means++).
+  void after_step() override;
 
   static Config from_case(Config config, const std::map<std::string, std::vector<int64_t>>& shapes);
 

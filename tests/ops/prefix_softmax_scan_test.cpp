@@ -58,7 +58,8 @@ std::pair<Tensor, SoftmaxPartial> by_prefix(const Inputs& in) {
 void expect_same(const std::pair<Tensor, SoftmaxPartial>& got, const std::pair<Tensor, SoftmaxPartial>& want,
                  double tolerance) {
   expect_near(got.first, want.first, tolerance, "y");
-  expect_near(got.second.m, want.second.m, tolerance, "m");
+  const auto number = [](const Tensor& m) { return torch::nan_to_num(m, NAN, kInfinity, /*neginf=*/-1); };
+  expect_near(number(got.second.m), number(want.second.m), tolerance, "m");
   expect_near(got.second.u, want.second.u, tolerance, "u");
   expect_near(got.second.w, want.second.w, tolerance, "w");
 }
@@ -137,7 +138,6 @@ TEST(PrefixSoftmaxScan, GradientsOfEverythingButTheMaximum) {
       return torch::autograd::grad({loss(evaluate())}, leaves);
     };
     const auto got = gradients([&] { return scan(in, 4); });
-    // a softmax over all the state's and the prefix's tokens, maxima included in the graph
     const auto want = gradients([&] { return by_prefix(in); });
     for (size_t i = 0; i < leaves.size(); ++i) expect_near(got[i], want[i], 1e-11, "gradient " + std::to_string(i));
   }
