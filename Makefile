@@ -70,7 +70,7 @@ check-format: setup
 	@git ls-files '*.h' '*.cpp' | xargs clang-format --dry-run --Werror
 
 lint: build
-	@git ls-files 'src/*.cpp' | xargs -P $(JOBS) -n 4 clang-tidy -p $(BUILD) --quiet
+	@JOBS=$(JOBS) scripts/lint.sh
 
 docs: build
 	@scripts/docs.sh
