@@ -29,15 +29,18 @@ struct Gathered {
   static Tensor rows(const Tensor& x, const Tensor& index) { return x.gather(1, index.unsqueeze(-1).expand_as(x)); }
 };
 
+Tensor random_rows(const Tensor& x, int64_t count) {
+  return x.index_select(0, torch::randint(x.size(0), {count}, x.options().dtype(torch::kInt64)));
+}
+
 /// k-means++ (Arthur & Vassilvitskii 2007): each next centre is drawn by its squared distance to those before it.
 Tensor spread_centres(const Tensor& keys, int64_t count) {
-  std::vector<Tensor> centres = {keys.index_select(0, torch::randint(keys.size(0), {1}))};
+  std::vector<Tensor> centres = {random_rows(keys, 1)};
   Tensor nearest = torch::full({keys.size(0)}, INFINITY, keys.options());
   while (static_cast<int64_t>(centres.size()) < count) {
     nearest = torch::minimum(nearest, (keys - centres.back()).square().sum(-1));
     const bool all_taken = nearest.max().item<double>() <= 0;
-    const Tensor chosen = all_taken ? torch::randint(keys.size(0), {1}) : nearest.multinomial(1);
-    centres.push_back(keys.index_select(0, chosen));
+    centres.push_back(all_taken ? random_rows(keys, 1) : keys.index_select(0, nearest.multinomial(1)));
   }
   return torch::cat(centres);
 }
@@ -153,7 +156,7 @@ void LongVq::after_step() {
   }
   if (options_.reseed) {
     const Tensor dead = c_count_ < options_.count_min;
-    const Tensor drawn = keys_.index_select(0, torch::randint(keys_.size(0), {options_.num_codes}, dead.device()));
+    const Tensor drawn = random_rows(keys_, options_.num_codes);
     c_sum_.copy_(torch::where(dead.unsqueeze(-1), drawn.to(c_sum_.scalar_type()), c_sum_));
     c_count_.masked_fill_(dead, 1);
   }
