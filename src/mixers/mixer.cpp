@@ -43,11 +43,36 @@ Tensor CausalMixer::extend(const Tensor& x, Memory& memory) {
   return extend(x, memory, pass);
 }
 
+namespace {
+
+using Shapes = std::map<std::string, std::vector<int64_t>>;
+
+Shapes shapes_of(const Memory& memory) {
+  Shapes shapes;
+  for (const auto& [name, tensor] : memory.tensors()) shapes[name] = tensor.sizes().vec();
+  return shapes;
+}
+
+/// A state of fixed size that is a slice of what a whole run of tokens left would keep all of that alive: it gets a
+/// place of its own. Caches that grow in place change their shape or occupy up to twice their size (memory.h).
+void release_slices(Memory& memory, const Shapes& before) {
+  for (const auto& [name, tensor] : memory.tensors()) {
+    const auto old = before.find(name);
+    if (old == before.end() || tensor.sizes() != torch::IntArrayRef(old->second) || tensor.requires_grad()) continue;
+    const auto own = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+    if (tensor.storage().nbytes() > 2 * own) memory[name] = tensor.clone();
+  }
+}
+
+}  // namespace
+
 Tensor CausalMixer::extend(const Tensor& x, Memory& memory, Pass& pass) {
   check_input(x);
   if (!causal()) misuse("a bidirectional mixer cannot stream; configure it with causal = true");
   if (pass.layout.is_packed()) misuse("packed rows cannot extend a memory; give them as a padded batch");
+  const Shapes before = shapes_of(memory);
   Tensor y = read(x, memory, pass);
+  release_slices(memory, before);
   memory.tokens += x.size(1);
   return y;
 }

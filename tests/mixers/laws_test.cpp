@@ -117,6 +117,18 @@ TEST_P(Laws, Combine) {
   }
 }
 
+TEST_P(Laws, AStateOfFixedSizeHoldsNoMoreThanItself) {
+  if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
+  const torch::NoGradGuard no_grad;
+  const Memory memory = read_all(*causal, x);
+  const TensorMap empty = causal->empty_memory(kBatch).flatten();
+  for (const auto& [name, tensor] : memory.flatten()) {
+    const auto first = empty.find(name);
+    if (first == empty.end() || first->second.sizes() != tensor.sizes()) continue;  // it grows
+    EXPECT_LE(tensor.storage().nbytes(), 2 * tensor.numel() * tensor.element_size()) << name;
+  }
+}
+
 TEST_P(Laws, Snapshot) {
   if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
   const torch::NoGradGuard no_grad;
