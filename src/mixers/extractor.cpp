@@ -77,7 +77,7 @@ Memory Extractor::empty_memory(int64_t batch) const {
 
 Tensor Extractor::extracted(const Tensor& before, const Tensor& x) const {
   const bool matrices = options_.extract == "full";
-  const int64_t longest = matrices ? 16 : 64;  // up to here the sum itself is faster than transforms
+  const int64_t longest = matrices ? 8 : 64;  // up to here the sum itself is faster than transforms
   if (x.size(1) > 1 && options_.context_length > longest) return correlated(torch::cat({before, x}, 1), taps_);
   if (matrices) {
     const Tensor inputs = torch::cat({before, x}, 1).transpose(1, 2);
