@@ -1,7 +1,7 @@
 // Speed of the ops. Counters: tokens/s, and for memory-bound ops bytes/s beside a plain copy of the same tensor.
 #include <benchmark/benchmark.h>
-#include <torch/torch.h>
 
+#include "base/torch.h"
 #include "io/toml.h"
 #include "mixers/mixer.h"
 #include "ops/causal_conv1d.h"

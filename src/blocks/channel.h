@@ -1,5 +1,4 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <functional>
 #include <memory>
@@ -7,6 +6,7 @@
 
 #include "base/fields.h"
 #include "base/registry.h"
+#include "base/torch.h"
 
 namespace seqloom {
 

@@ -1,9 +1,10 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <optional>
 #include <utility>
 #include <vector>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

@@ -1,5 +1,8 @@
 #pragma once
-#include <torch/torch.h>
+
+#include <torch/nn/modules/conv.h>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

@@ -1,8 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <memory>
 #include <string>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

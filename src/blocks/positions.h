@@ -1,10 +1,11 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

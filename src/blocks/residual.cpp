@@ -3,9 +3,12 @@
 namespace seqloom {
 
 ResidualBlock::ResidualBlock(int64_t width, const ResidualOptions& options, std::shared_ptr<Mixer> mixer,
-                             std::shared_ptr<ChannelMixer> channel)
+                             std::shared_ptr<ChannelMixer> channel, int64_t conv_size)
     : pre_(options.residual == "pre"), mixer_(std::move(mixer)), channel_(std::move(channel)) {
   mixer_norm_ = register_module("mixer_norm", std::make_shared<Norm>(options.norm, width, options.norm_eps));
+  if (conv_size > 0) {
+    conv_ = register_module("conv", std::make_shared<ShortConv>(width, conv_size, /*bias=*/true, /*silu=*/false));
+  }
   register_module("mixer", mixer_);
   if (channel_) {
     channel_norm_ = register_module("channel_norm", std::make_shared<Norm>(options.norm, width, options.norm_eps));
@@ -24,8 +27,19 @@ Tensor ResidualBlock::around(const Tensor& x, Mix mix) {
   return channel_ ? channel_norm_->forward(y + channel_->forward(y)) : y;
 }
 
+Tensor ResidualBlock::convolved(const Tensor& x, Tensor& window, const Layout& layout) {
+  if (!layout.is_packed()) return conv_->forward(x, window, Columns(layout, x));
+  const Tensor rows = layout.unpack(x);
+  window = conv_->empty_window(rows.size(0), window.options());
+  return layout.pack(conv_->forward(rows, window, Columns(layout.unpacked(), rows)));
+}
+
 Tensor ResidualBlock::forward(const Tensor& x, Pass& pass) {
-  return around(x, [&](const Tensor& input) {
+  return around(x, [&](Tensor input) {
+    if (conv_) {
+      Tensor window = conv_->empty_window(x.size(0), x.options().requires_grad(false));
+      input = convolved(input, window, pass.layout);
+    }
     Tensor y = mixer_->forward(input, pass);
     if (pass.watch) {
       pass.watch("mixer.input", input);
@@ -36,11 +50,20 @@ Tensor ResidualBlock::forward(const Tensor& x, Pass& pass) {
 }
 
 Tensor ResidualBlock::extend(const Tensor& x, Memory& memory, Pass& pass) {
-  return around(x, [&](const Tensor& input) { return causal_mixer().extend(input, memory, pass); });
+  memory.tokens += conv_ ? x.size(1) : 0;  // without a convolution the memory is the mixer's
+  return around(x, [&](const Tensor& input) {
+    if (!conv_) return causal_mixer().extend(input, memory, pass);
+    return causal_mixer().extend(convolved(input, memory["conv"], pass.layout), memory.child("mixer"), pass);
+  });
 }
 
 Memory ResidualBlock::empty_memory(int64_t batch) const {
-  return causal_mixer().empty_memory(batch);
+  Memory of_mixer = causal_mixer().empty_memory(batch);
+  if (!conv_) return of_mixer;
+  Memory memory;
+  memory["conv"] = conv_->empty_window(batch, conv_->parameters().front().options().requires_grad(false));
+  memory.child("mixer") = std::move(of_mixer);
+  return memory;
 }
 
 CausalMixer& ResidualBlock::causal_mixer() const {

@@ -5,6 +5,7 @@
 #include "blocks/channel.h"
 #include "blocks/norm.h"
 #include "mixers/mixer.h"
+#include "mixers/short_conv.h"
 
 namespace seqloom {
 
@@ -19,11 +20,14 @@ struct ResidualOptions {
   }
 };
 
-/// One layer of a stack: a token mixer and, where there is one, a channel mixer, each in a residual branch.
+/// One layer of a stack: a token mixer and, where there is one, a channel mixer, each in a residual branch. A short
+/// causal convolution may stand before the mixer (H3, Dao et al. 2023: it ties a token to those just before it, which a
+/// mixer that only looks by content needs). Memory: the mixer's, or with a convolution conv [B, D, W-1] and the child
+/// "mixer".
 class ResidualBlock : public torch::nn::Module {
  public:
   ResidualBlock(int64_t width, const ResidualOptions& options, std::shared_ptr<Mixer> mixer,
-                std::shared_ptr<ChannelMixer> channel);
+                std::shared_ptr<ChannelMixer> channel, int64_t conv_size = 0);
 
   /// The training form, x [B, T, D].
   Tensor forward(const Tensor& x, Pass& pass);
@@ -38,8 +42,10 @@ class ResidualBlock : public torch::nn::Module {
   template <typename Mix>
   Tensor around(const Tensor& x, Mix mix);
   CausalMixer& causal_mixer() const;
+  Tensor convolved(const Tensor& x, Tensor& window, const Layout& layout);
 
   bool pre_;
+  std::shared_ptr<ShortConv> conv_;
   std::shared_ptr<Mixer> mixer_;
   std::shared_ptr<ChannelMixer> channel_;
   std::shared_ptr<Norm> mixer_norm_, channel_norm_;

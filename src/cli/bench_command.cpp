@@ -73,7 +73,7 @@ void measure_training(Decoder& decoder, const Tensor& ids, int64_t repeats, Row&
   const auto step = [&] {
     Pass pass;
     const Tensor logits = decoder.logits(decoder.hidden(ids, pass)).flatten(0, 1);
-    torch::nn::functional::cross_entropy(logits, ids.flatten()).backward();
+    torch::cross_entropy_loss(logits, ids.flatten()).backward();
     decoder.zero_grad();
   };
   step();  // warm-up

@@ -1,10 +1,10 @@
 #include <fmt/format.h>
-#include <torch/torch.h>
 
 #include <cstdio>
 #include <cstdlib>
 
 #include "base/error.h"
+#include "base/torch.h"
 #include "cli/commands.h"
 #include "io/toml.h"
 

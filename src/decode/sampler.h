@@ -1,10 +1,10 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
 #include <vector>
 
 #include "base/fields.h"
+#include "base/torch.h"
 
 namespace seqloom {
 

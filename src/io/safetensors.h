@@ -1,11 +1,11 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "base/torch.h"
 #include "io/mapped_file.h"
 #include "io/safetensors_header.h"
 

@@ -141,7 +141,8 @@ torch::Tensor append(const torch::Tensor& cache, const torch::Tensor& fresh, int
   // A cache made here is a view that begins somewhere in a buffer whose extent along `dim` is its capacity.
   const torch::Tensor buffer = cache.is_view() ? torch::Tensor(cache._base()) : torch::Tensor();
   const int64_t start = buffer.defined() && old_size > 0 ? cache.storage_offset() / cache.stride(dim) : 0;
-  if (buffer.defined() && buffer.dim() == cache.dim() && start + old_size + added <= buffer.size(dim)) {
+  const bool own = buffer.defined() && buffer.strides() == cache.strides();  // not some other view, as a transposed one
+  if (own && start + old_size + added <= buffer.size(dim)) {
     buffer.narrow(dim, start + old_size, added).copy_(fresh);
     return buffer.narrow(dim, start + old_size - kept, kept + added);
   }

@@ -1,10 +1,10 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
 #include <map>
 #include <string>
 
+#include "base/torch.h"
 #include "io/safetensors.h"
 
 namespace seqloom {

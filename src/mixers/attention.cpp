@@ -72,6 +72,12 @@ Tensor last_of_cache(const Tensor& cache, int64_t dim, int64_t limit) {
   return roomy && !kept.requires_grad() ? kept.contiguous().clone() : kept;
 }
 
+/// f of tokens along dimension 1 for x [B, H, T, d].
+template <typename F>
+Tensor along_tokens(const Tensor& x, F f) {
+  return f(x.transpose(1, 2)).transpose(1, 2);
+}
+
 /// A phase without its whole turns once it is so large that float32 would lose digits of the rest.
 Tensor unwound(const Tensor& phase) {
   constexpr double kLarge = 256;
@@ -301,22 +307,37 @@ void Attention::remember(const Tensor& k, const Tensor& v, const Tensor& keep, M
 Tensor Attention::read(const Tensor& x, Memory& memory, Pass& pass) {
   if (pass.context.defined()) check_context(x, pass.context);
   check_memory(memory, x.size(0));
-  const int64_t count = x.size(1), window = options_.window.value_or(0);
-  const Tensor keep = pass.layout.keep(x.size(0), count);
+  const int64_t window = options_.window.value_or(0);
+  const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
   const Placed tokens = place(x, positions(x, pass, memory.tokens), keep, is("carope") ? memory["phase"] : Tensor());
-  const auto [k, v] = keys_values(tokens);
-  ops::AttentionRule rule = rule_for(count, memory["k"].size(2) + count, {});
-  // first all keys that some of these queries see, afterwards those that later ones can see
-  remember(k, v, keep, memory, window > 0 ? window - 1 + count : -1);
-  if (memory["keep"].size(1) > 0) rule.keep = memory["keep"];
   if (is("carope")) memory["phase"] = tokens.phase;
-  const Tensor q = queries(tokens).to(memory["k"].scalar_type());
+  // real tokens side by side, here and in the cache: distances between them do not count padding
+  const Columns columns(pass.layout, x);
+  const auto gathered = [&](const Tensor& t) {
+    return along_tokens(t, [&](const Tensor& y) { return columns.gather(y); });
+  };
+  const auto [k, v] = keys_values(tokens);
+  ops::AttentionRule rule = rule_for(columns.size(), memory["k"].size(2) + columns.size(), {});
+  // first all keys that some of these queries see, afterwards those that later ones can see
+  remember(gathered(k), gathered(v), columns.real(), memory, window > 0 ? window - 1 + columns.size() : -1);
+  if (memory["keep"].size(1) > 0) rule.keep = memory["keep"];
+  const Tensor q = gathered(queries(tokens)).to(memory["k"].scalar_type());
   const Tensor o = ops::attention(q, memory["k"], memory["v"], rule).to(x.scalar_type());
-  if (window > 0) {
-    for (const char* name : {"k", "v"}) memory[name] = last_of_cache(memory[name], 2, window - 1);
-    memory["keep"] = last_of_cache(memory["keep"], 1, window - 1);
+  forget(columns, memory);
+  return finish(along_tokens(o, [&](const Tensor& y) { return columns.scatter(y); }));
+}
+
+void Attention::forget(const Columns& columns, Memory& memory) const {
+  if (columns.real().defined()) {
+    for (const char* name : {"k", "v"}) {
+      memory[name] = along_tokens(memory[name], [&](const Tensor& y) { return columns.ended(y); }).contiguous();
+    }
+    memory["keep"] = columns.ended(memory["keep"]);
   }
-  return finish(o);
+  if (!options_.window) return;
+  const int64_t kept = *options_.window - 1;
+  for (const char* name : {"k", "v"}) memory[name] = last_of_cache(memory[name], 2, kept);
+  memory["keep"] = last_of_cache(memory["keep"], 1, kept);
 }
 
 std::optional<MatrixForm> Attention::matrix(const Tensor& x) {

@@ -8,6 +8,7 @@
 
 #include "blocks/norm.h"
 #include "blocks/positions.h"
+#include "mixers/columns.h"
 #include "mixers/mixer.h"
 #include "ops/attention.h"
 
@@ -114,6 +115,8 @@ class Attention final : public ScannableMixer {
   void check_memory(const Memory& memory, int64_t batch) const;
   /// Appends to the cache and keeps the last `limit` entries, all when limit < 0.
   void remember(const Tensor& k, const Tensor& v, const Tensor& keep, Memory& memory, int64_t limit) const;
+  /// Moves each row's last real token to the end of the cache and drops what no later query sees.
+  void forget(const Columns& columns, Memory& memory) const;
   /// The rule for `queries` tokens that look at `keys` of them; throws UsageError where a table is too short.
   ops::AttentionRule rule_for(int64_t queries, int64_t keys, const Tensor& keep) const;
   std::function<Tensor(const Tensor&)> bias() const;

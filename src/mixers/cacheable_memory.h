@@ -1,9 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <memory>
 #include <vector>
 
+#include "base/torch.h"
 #include "ops/deep_memory.h"
 
 namespace seqloom {

@@ -226,7 +226,7 @@ Tensor CachedMixer::read(const Tensor& x, Memory& memory, Pass& pass) {
     begin += size;
     phase = 0;
   }
-  memory["skipped"] = memory["skipped"] + columns.padding();
+  memory["skipped"] = memory["skipped"] + (x.size(1) - columns.counts());
   return columns.scatter(torch::cat(outputs, 1).to(x.scalar_type()));
 }
 

@@ -1,5 +1,4 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <optional>
 #include <string>
@@ -7,6 +6,7 @@
 #include <vector>
 
 #include "base/fields.h"
+#include "base/torch.h"
 
 namespace seqloom {
 

@@ -23,25 +23,43 @@ Tensor only(const Tensor& x, const Tensor& real) {
   return x.masked_fill(hidden, 0);  // not a product: padding may hold anything
 }
 
+/// Which of B rows of T tokens are real; undefined where all of them are.
+Tensor kept(const Layout& layout, int64_t batch, int64_t tokens) {
+  const Tensor keep = layout.keep(batch, tokens);
+  return keep.defined() && !keep.all().item<bool>() ? keep : Tensor();
+}
+
 }  // namespace
 
+Columns::Columns(const Layout& layout, const Tensor& x)
+    : batch_(x.size(0)), tokens_(x.size(1)), size_(tokens_), keep_(kept(layout, batch_, tokens_)) {
+  const auto indices = torch::TensorOptions(torch::kInt64).device(x.device());
+  counts_ = torch::full({batch_}, tokens_, indices);
+  if (keep_.defined()) arrange(torch::zeros({batch_, 1}, indices));
+}
+
 Columns::Columns(const Layout& layout, int64_t batch, int64_t tokens, const Tensor& before, int64_t period)
-    : batch_(batch), tokens_(tokens), size_(tokens), padding_(torch::zeros_like(before)) {
-  keep_ = layout.keep(batch, tokens);
+    : batch_(batch),
+      tokens_(tokens),
+      size_(tokens),
+      counts_(torch::full_like(before, tokens)),
+      keep_(kept(layout, batch, tokens)) {
   const Tensor phases = before.remainder(period);
   phase_ = phases.min().item<int64_t>();
-  if (keep_.defined() && keep_.all().item<bool>()) keep_ = Tensor();
   if (!keep_.defined() && phases.max().item<int64_t>() == phase_) return;
-
   if (!keep_.defined()) keep_ = torch::ones({batch, tokens}, before.options().dtype(torch::kBool));
-  shift_ = (phases - phase_).unsqueeze(1);
-  count_ = keep_.sum(1, /*keepdim=*/true);
-  padding_ = tokens - count_.squeeze(1);
-  size_ = std::max<int64_t>(1, (shift_ + count_).max().item<int64_t>());
+  arrange((phases - phase_).unsqueeze(1));
+}
+
+void Columns::arrange(const Tensor& shift) {
+  shift_ = shift;
+  const Tensor count = keep_.sum(1, /*keepdim=*/true);
+  counts_ = count.squeeze(1);
+  size_ = std::max<int64_t>(1, (shift_ + count).max().item<int64_t>());
   const Tensor order = keep_.to(torch::kInt8).argsort(/*stable=*/true, 1, /*descending=*/true);  // real tokens first
-  const Tensor place = torch::arange(size_, before.options()) - shift_;  // of a column among the row's real tokens
-  real_ = place.ge(0).logical_and(place.lt(count_));
-  source_ = order.gather(1, place.clamp(0, tokens - 1));
+  const Tensor place = torch::arange(size_, shift_.options()) - shift_;  // of a column among the row's real tokens
+  real_ = place.ge(0).logical_and(place.lt(count));
+  source_ = order.gather(1, place.clamp(0, tokens_ - 1));
   column_ = (keep_.cumsum(1) - 1 + shift_).clamp(0, size_ - 1);
 }
 
@@ -57,12 +75,27 @@ Tensor Columns::behind(const Tensor& earlier, const Tensor& fresh) const {
   const Tensor place = torch::arange(n + size_, shift_.options()).unsqueeze(0).expand({batch_, n + size_});
   const Tensor from_earlier = place.lt(shift_ + n);
   const Tensor index = torch::where(from_earlier, (place - shift_).clamp_min(0), place);
-  return only(gathered(joined, index), place.ge(shift_).logical_and(place.lt(shift_ + n + count_)));
+  return only(gathered(joined, index), place.ge(shift_).logical_and(place.lt(shift_ + n + counts_.unsqueeze(1))));
 }
 
 Tensor Columns::last(const Tensor& joined, int64_t n) const {
   if (!real_.defined()) return joined.narrow(1, joined.size(1) - n, n).clone();  // not a view that keeps the rest
-  return gathered(joined, shift_ + count_ + torch::arange(n, shift_.options()));
+  return gathered(joined, shift_ + counts_.unsqueeze(1) + torch::arange(n, shift_.options()));
+}
+
+Tensor Columns::slid(const Tensor& earlier, const Tensor& fresh) const {
+  const int64_t n = earlier.size(1);
+  if (real_.defined()) return last(behind(earlier, fresh), n).to(earlier.scalar_type());
+  const int64_t taken = std::min(n, size_);
+  return torch::cat(
+      {earlier.narrow(1, taken, n - taken), fresh.narrow(1, size_ - taken, taken).to(earlier.scalar_type())}, 1);
+}
+
+Tensor Columns::ended(const Tensor& cache) const {
+  if (!real_.defined()) return cache;
+  const Tensor unreal = size_ - shift_ - counts_.unsqueeze(1);  // columns behind a row's last real one, [B, 1]
+  const Tensor place = torch::arange(cache.size(1), shift_.options()) - unreal;
+  return only(gathered(cache, place.clamp_min(0)), place.ge(0));
 }
 
 Tensor Columns::scatter(const Tensor& y) const {

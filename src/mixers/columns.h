@@ -1,18 +1,20 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
 
+#include "base/torch.h"
 #include "mixers/layout.h"
 
 namespace seqloom {
 
 /// The real tokens of a batch, brought together: what a mixer works on to which padding must not exist at all, because
 /// it counts its tokens (into chunks, segments) or looks back by number (windows). Row b's real tokens fill the columns
-/// shift_b .. shift_b + count_b - 1. The shifts are such that a column has the same place in a chunk in every row, also
-/// when rows have read different numbers of tokens before.
+/// shift_b .. shift_b + count_b - 1. Without chunks the shifts are 0; with chunks they are such that a column has the
+/// same place in a chunk in every row, also when rows have read different numbers of tokens before.
 class Columns {
  public:
+  /// The real tokens of x [B, T, ...] at the front of their rows.
+  Columns(const Layout& layout, const torch::Tensor& x);
   /// `before` [B] int64: real tokens that each row has read already; chunks are `period` tokens long.
   Columns(const Layout& layout, int64_t batch, int64_t tokens, const torch::Tensor& before, int64_t period);
 
@@ -21,8 +23,8 @@ class Columns {
   int64_t phase() const { return phase_; }
   /// [B, C] bool; undefined when the columns are the tokens themselves.
   const torch::Tensor& real() const { return real_; }
-  /// Padding tokens of each row, [B] int64.
-  const torch::Tensor& padding() const { return padding_; }
+  /// Real tokens of each row, [B] int64.
+  const torch::Tensor& counts() const { return counts_; }
 
   /// x [B, T, ...] -> [B, C, ...], zeros where nothing is real.
   torch::Tensor gather(const torch::Tensor& x) const;
@@ -31,16 +33,24 @@ class Columns {
   torch::Tensor behind(const torch::Tensor& earlier, const torch::Tensor& fresh) const;
   /// Of what `behind` returned, the last n tokens that are real, or were earlier: [B, n, ...].
   torch::Tensor last(const torch::Tensor& joined, int64_t n) const;
+  /// The last n tokens of `earlier` [B, n, ...] and the real ones of `fresh` [B, C, ...]: what a window of n tokens
+  /// holds behind them.
+  torch::Tensor slid(const torch::Tensor& earlier, const torch::Tensor& fresh) const;
+  /// A cache [B, n, ...] to whose end the columns were appended, each row moved so that it ends with its last real
+  /// token; zeros before.
+  torch::Tensor ended(const torch::Tensor& cache) const;
   /// y [B, C, ...] -> [B, T, ...]; zeros for padding.
   torch::Tensor scatter(const torch::Tensor& y) const;
 
  private:
+  void arrange(const torch::Tensor& shift);
+
   int64_t batch_, tokens_, size_, phase_ = 0;
-  torch::Tensor padding_, real_;
-  torch::Tensor keep_;           // [B, T] bool
-  torch::Tensor shift_, count_;  // [B, 1] int64
-  torch::Tensor source_;         // [B, C] the token of a column
-  torch::Tensor column_;         // [B, T] the column of a token
+  torch::Tensor counts_, real_;
+  torch::Tensor keep_;    // [B, T] bool
+  torch::Tensor shift_;   // [B, 1] int64
+  torch::Tensor source_;  // [B, C] the token of a column
+  torch::Tensor column_;  // [B, T] the column of a token
 };
 
 }  // namespace seqloom

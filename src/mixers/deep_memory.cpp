@@ -272,7 +272,7 @@ Tensor DeepMemory::read(const Tensor& x, Memory& memory, Pass& pass) {
   const ops::DeepMemoryTokens tokens = project(real_x, memory, columns);
   State state = load(memory);
   const Tensor o = ops::deep_memory(rule_, tokens, columns.phase(), state);
-  memory["skipped"] = memory["skipped"] + columns.padding();
+  memory["skipped"] = memory["skipped"] + (x.size(1) - columns.counts());
   if (!store(state, memory)) name_the_token(x, before, pass);
   return columns.scatter(finish(o, real_x));
 }

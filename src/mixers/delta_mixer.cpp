@@ -38,11 +38,10 @@ Memory DeltaMixer::empty_memory(int64_t batch) const {
   return memory;
 }
 
-Tensor DeltaMixer::convolved(const Tensor& projected, const char* name, Memory& memory, const Tensor& keep) {
-  const Tensor y = keep.defined() ? projected * keep.unsqueeze(-1) : projected;
-  if (!has_conv()) return y;
+Tensor DeltaMixer::convolved(const Tensor& projection, const char* name, Memory& memory, const Columns& columns) {
+  if (!has_conv()) return projection;
   ShortConv& conv = name[0] == 'q' ? *q_conv1d_ : name[0] == 'k' ? *k_conv1d_ : *v_conv1d_;
-  return conv.forward(y, memory[std::string(name) + "_conv"]);
+  return conv.forward(projection, memory[std::string(name) + "_conv"], columns);
 }
 
 DeltaMixer::Projected DeltaMixer::padding_removed(Projected p, const Tensor& keep) const {
@@ -53,7 +52,7 @@ DeltaMixer::Projected DeltaMixer::padding_removed(Projected p, const Tensor& kee
 
 DeltaMixer::Projected DeltaMixer::projected(const Tensor& x, Memory& memory, const Layout& layout) {
   const Tensor keep = layout.keep(x.size(0), x.size(1));
-  Projected p = project(x, memory, layout);
+  Projected p = project(x, memory, Columns(layout, x));
   return keep.defined() ? padding_removed(std::move(p), keep) : p;
 }
 

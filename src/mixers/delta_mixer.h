@@ -24,15 +24,16 @@ class DeltaMixer : public ScannableMixer {
     Tensor beta;                      // [B, T, H]
     std::optional<Tensor> log_decay;  // [B, T, H]
   };
-  virtual Projected project(const Tensor& x, Memory& memory, const Layout& layout) = 0;
+  /// `columns` are those of x.
+  virtual Projected project(const Tensor& x, Memory& memory, const Columns& columns) = 0;
   virtual Tensor finish(const Tensor& o, const Tensor& x) = 0;  // [B, T, H, V] -> [B, T, D]
 
   /// Called by the constructor of a mixer: sizes of the state, and short convolutions of kernel `conv_size` (0: none),
   /// of which v's is followed by SiLU and q's and k's if `qk_silu`.
   void set_up(int64_t heads, int64_t key_width, int64_t value_width, int64_t query_channels, int64_t conv_size,
               bool qk_silu);
-  /// projection(x) with padding set to 0, through the short convolution that `name` ("q", "k", "v") has, if any.
-  Tensor convolved(const Tensor& projected, const char* name, Memory& memory, const Tensor& keep);
+  /// A projection of x through the short convolution that `name` ("q", "k", "v") has, if any.
+  Tensor convolved(const Tensor& projection, const char* name, Memory& memory, const Columns& columns);
   bool has_conv() const { return q_conv1d_ != nullptr; }
 
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;

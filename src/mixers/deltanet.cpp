@@ -35,12 +35,11 @@ Tensor DeltaNet::normalized(const Tensor& x) const {
   return x / sum.masked_fill(sum == 0, 1);  // padding: a row of zeros stays one
 }
 
-DeltaNet::Projected DeltaNet::project(const Tensor& x, Memory& memory, const Layout& layout) {
-  const Tensor keep = layout.keep(x.size(0), x.size(1));
+DeltaNet::Projected DeltaNet::project(const Tensor& x, Memory& memory, const Columns& columns) {
   Projected p;
-  p.q = normalized(activated(split_heads(convolved(q_proj_(x), "q", memory, keep), options_.heads)));
-  p.k = normalized(activated(split_heads(convolved(k_proj_(x), "k", memory, keep), options_.heads)));
-  const Tensor v = convolved(v_proj_(x), "v", memory, keep);
+  p.q = normalized(activated(split_heads(convolved(q_proj_(x), "q", memory, columns), options_.heads)));
+  p.k = normalized(activated(split_heads(convolved(k_proj_(x), "k", memory, columns), options_.heads)));
+  const Tensor v = convolved(v_proj_(x), "v", memory, columns);
   p.v = split_heads(has_conv() ? v : torch::silu(v), options_.heads);
   p.beta = options_.use_beta
                ? torch::sigmoid(ops::widened(b_proj_(x)))

@@ -43,7 +43,7 @@ class DeltaNet final : public DeltaMixer {
   DeltaNet(int64_t width, const Options& options);
 
  protected:
-  Projected project(const Tensor& x, Memory& memory, const Layout& layout) override;
+  Projected project(const Tensor& x, Memory& memory, const Columns& columns) override;
   Tensor finish(const Tensor& o, const Tensor& x) override;
 
  private:

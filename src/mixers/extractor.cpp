@@ -110,19 +110,20 @@ Tensor Extractor::read(const Tensor& x, Memory& memory, Pass& pass) {
     misuse("the memory has n {}, expected [{}], the tokens that each row has read", fmt::streamed(count.sizes()),
            batch);
   }
-  const RealTokens tokens(x, pass.layout);
-  const Tensor n = count.expand({batch}), place = torch::arange(1, x.size(1) + 1, n.options());
+  const Columns columns(pass.layout, x);
+  const Tensor inputs = columns.gather(x), n = count.expand({batch});
+  const Tensor place = torch::arange(1, columns.size() + 1, n.options());
   const Tensor seen = (n.unsqueeze(1) + place).clamp_max(options_.context_length);
-  const Tensor e = with_length_bias(extracted(before(x, memory), tokens.x()), seen);
-  remember(tokens, memory);
-  memory["n"] = n + tokens.lengths();
-  return finish(tokens.restore(e), x);
+  const Tensor e = with_length_bias(extracted(before(x, memory), inputs), seen);
+  remember(inputs, columns, memory);
+  memory["n"] = n + columns.counts();
+  return finish(columns.scatter(e), x);
 }
 
-Tensor Extractor::seen_around(const RealTokens& tokens) const {
+Tensor Extractor::seen_around(const Columns& columns) const {
   const int64_t left = current_tap(), right = window() - left;
-  const Tensor place = torch::arange(tokens.x().size(1), tokens.lengths().options()).unsqueeze(0);
-  const Tensor behind = (tokens.lengths().unsqueeze(1) - 1 - place).clamp(0, right);
+  const Tensor place = torch::arange(columns.size(), columns.counts().options()).unsqueeze(0);
+  const Tensor behind = (columns.counts().unsqueeze(1) - 1 - place).clamp(0, right);
   return place.clamp_max(left) + 1 + behind;
 }
 
@@ -130,10 +131,11 @@ Tensor Extractor::mix(const Tensor& x, Pass& pass) {
   if (options_.causal) return WindowMixer::mix(x, pass);
   // A window that ends `right` tokens behind its own is the causal window of that later token.
   const int64_t right = window() - current_tap();
-  const RealTokens tokens(x, pass.layout);
+  const Columns columns(pass.layout, x);
   const Tensor before = torch::zeros({x.size(0), window(), width()}, x.options().requires_grad(false));
-  const Tensor e = extracted(before, torch::constant_pad_nd(tokens.x(), {0, 0, 0, right})).narrow(1, right, x.size(1));
-  return finish(tokens.restore(with_length_bias(e, seen_around(tokens))), x);
+  const Tensor later = extracted(before, torch::constant_pad_nd(columns.gather(x), {0, 0, 0, right}));
+  const Tensor e = later.narrow(1, right, columns.size());
+  return finish(columns.scatter(with_length_bias(e, seen_around(columns))), x);
 }
 
 void Extractor::apply_element(const Memory& element, Memory& memory) {
@@ -145,9 +147,9 @@ std::optional<MatrixForm> Extractor::matrix(const Tensor& x) {
   if (options_.extract == "full") return std::nullopt;
   const Tensor taps = taps_.squeeze(1);
   const int64_t heads = taps.size(0), count = x.size(1);
-  const RealTokens tokens(x, Layout());
-  const Tensor place = torch::arange(1, count + 1, tokens.lengths().options()).unsqueeze(0);
-  const Tensor seen = options_.causal ? place.clamp_max(options_.context_length) : seen_around(tokens);
+  const Columns columns(Layout(), x);
+  const Tensor place = torch::arange(1, count + 1, columns.counts().options()).unsqueeze(0);
+  const Tensor seen = options_.causal ? place.clamp_max(options_.context_length) : seen_around(columns);
   return MatrixForm{toeplitz_matrix(taps, count, current_tap()).expand({x.size(0), -1, -1, -1}),
                     split_heads(x, heads).transpose(1, 2), [this, x, seen](const Tensor& o) {
                       return finish(with_length_bias(merge_heads(o.transpose(1, 2)), seen), x);

@@ -55,7 +55,7 @@ class Extractor : public WindowMixer {
   Tensor with_length_bias(const Tensor& e, const Tensor& seen) const;
   Tensor finish(const Tensor& e, const Tensor& x);
   /// Tokens in sight of a centred window.
-  Tensor seen_around(const RealTokens& tokens) const;
+  Tensor seen_around(const Columns& columns) const;
   /// The tap of a window that stands at the token itself.
   int64_t current_tap() const;
 

@@ -30,21 +30,21 @@ Tensor Gam::gated(const Tensor& local, const Tensor& x) {
 }
 
 Tensor Gam::read(const Tensor& x, Memory& memory, Pass& pass) {
-  const RealTokens tokens(x, pass.layout);
-  Tensor inputs = before(x, memory).transpose(1, 2);
-  const Tensor local = causal_conv_->forward(tokens.x(), inputs);
-  remember(tokens, memory);
-  return gated(tokens.restore(local), x);
+  const Columns columns(pass.layout, x);
+  Tensor window = before(x, memory).transpose(1, 2);
+  const Tensor local = causal_conv_->forward(x, window, columns);
+  remember(columns.gather(x), columns, memory);
+  return gated(local, x);
 }
 
 Tensor Gam::mix(const Tensor& x, Pass& pass) {
   if (!options_.bidirectional) return WindowMixer::mix(x, pass);
   // A kernel that ends `right` tokens behind its own is the causal one of that later token.
   const int64_t right = window() - current_tap();
-  const RealTokens tokens(x, pass.layout);
+  const Columns columns(pass.layout, x);
   Tensor nothing = causal_conv_->empty_window(x.size(0), x.options().requires_grad(false));
-  const Tensor local = causal_conv_->forward(torch::constant_pad_nd(tokens.x(), {0, 0, 0, right}), nothing);
-  return gated(tokens.restore(local.narrow(1, right, x.size(1))), x);
+  const Tensor local = causal_conv_->forward(torch::constant_pad_nd(columns.gather(x), {0, 0, 0, right}), nothing);
+  return gated(columns.scatter(local.narrow(1, right, columns.size())), x);
 }
 
 std::optional<MatrixForm> Gam::matrix(const Tensor& x) {

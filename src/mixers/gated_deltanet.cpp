@@ -32,19 +32,18 @@ GatedDeltaNet::GatedDeltaNet(int64_t width, const Options& o)
   set_up(value_heads_, o.head_dim, value, queries, o.use_short_conv ? o.conv_size : 0, true);
 }
 
-GatedDeltaNet::Projected GatedDeltaNet::project(const Tensor& x, Memory& memory, const Layout& layout) {
-  const Tensor keep = layout.keep(x.size(0), x.size(1));
+GatedDeltaNet::Projected GatedDeltaNet::project(const Tensor& x, Memory& memory, const Columns& columns) {
   const auto activated = [&](const Tensor& y) {
     return has_conv() ? y : torch::silu(y);
   };  // the convolution has its own
   const auto key_heads = [&](torch::nn::Linear& projection, const char* name) {
-    const Tensor y = split_heads(activated(convolved(projection(x), name, memory, keep)), options_.heads);
+    const Tensor y = split_heads(activated(convolved(projection(x), name, memory, columns)), options_.heads);
     return ops::l2_norm(y, options_.l2_eps).repeat_interleave(value_heads_ / options_.heads, 2);
   };
   Projected p;
   p.q = key_heads(q_proj_, "q");
   p.k = key_heads(k_proj_, "k");
-  p.v = split_heads(activated(convolved(v_proj_(x), "v", memory, keep)), value_heads_);
+  p.v = split_heads(activated(convolved(v_proj_(x), "v", memory, columns)), value_heads_);
   p.beta = torch::sigmoid(ops::widened(b_proj_(x)));
   if (options_.allow_neg_eigval) p.beta = 2 * p.beta;
   p.log_decay = -ops::widened(A_log_).exp() * torch::softplus(ops::widened(a_proj_(x)) + ops::widened(dt_bias_));

@@ -42,7 +42,7 @@ class GatedDeltaNet final : public DeltaMixer {
   std::vector<Tensor> without_weight_decay() const override { return {A_log_, dt_bias_}; }
 
  protected:
-  Projected project(const Tensor& x, Memory& memory, const Layout& layout) override;
+  Projected project(const Tensor& x, Memory& memory, const Columns& columns) override;
   Tensor finish(const Tensor& o, const Tensor& x) override;
 
  private:

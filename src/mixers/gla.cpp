@@ -55,11 +55,10 @@ Memory Gla::empty_memory(int64_t batch) const {
 
 Gla::Projected Gla::project(const Tensor& x, Memory& memory, const Layout& layout) {
   const Tensor keep = layout.keep(x.size(0), x.size(1));
-  const Tensor real = keep.defined() ? keep.unsqueeze(-1).to(x.scalar_type()) : Tensor();
+  const Columns columns(layout, x);
   const auto convolved = [&](torch::nn::Linear& projection, ShortConv* conv, const char* window) {
-    Tensor y = projection(x);
-    if (real.defined()) y = y * real;
-    return conv == nullptr ? y : conv->forward(y, memory[window]);
+    const Tensor y = projection(x);
+    return conv == nullptr ? y : conv->forward(y, memory[window], columns);
   };
   const auto per_query_head = [&](const Tensor& t) {
     const Tensor split = split_heads(t, kv_heads_);
@@ -71,8 +70,8 @@ Gla::Projected Gla::project(const Tensor& x, Memory& memory, const Layout& layou
   p.v = per_query_head(convolved(v_proj_, v_conv1d_.get(), "v_conv"));
   Tensor gate = torch::log_sigmoid(ops::widened(gk_proj_->forward(x))) / options_.gate_logit_normalizer;
   if (options_.clamp_min) gate = gate.clamp_min(*options_.clamp_min);
-  if (real.defined()) {  // padding writes nothing and forgets nothing
-    k = k * real;
+  if (keep.defined()) {  // padding writes nothing and forgets nothing
+    k = k * keep.unsqueeze(-1);
     gate = gate * keep.unsqueeze(-1);
   }
   p.k = per_query_head(k);

@@ -1,4 +1,6 @@
 #pragma once
+#include <torch/nn/modules/container/sequential.h>
+
 #include <optional>
 #include <string>
 

@@ -1,9 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cmath>
 
 #include "base/error.h"
+#include "base/torch.h"
 
 namespace seqloom {
 

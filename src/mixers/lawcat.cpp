@@ -70,9 +70,9 @@ Memory Lawcat::empty_memory(int64_t batch) const {
 }
 
 Tensor Lawcat::features(const Tensor& projected, ShortConv& conv, Tensor& window, HedgehogMap* map,
-                        const Tensor& angles) {
+                        const Tensor& angles, const Columns& columns) {
   Tensor last = window.transpose(1, 2);  // the convolution keeps channels first, the memory tokens
-  Tensor y = ops::widened(split_heads(conv.forward(projected, last), projected.size(-1) / head_width_));
+  Tensor y = ops::widened(split_heads(conv.forward(projected, last, columns), projected.size(-1) / head_width_));
   window = last.transpose(1, 2).contiguous();
   if (angles.defined()) y = rotate(y.transpose(1, 2), angles, options_.rope_options.layout).transpose(1, 2);
   if (map != nullptr) return map->forward(y);
@@ -86,17 +86,20 @@ Tensor Lawcat::per_query_head(const Tensor& x) const {
 
 Lawcat::Projected Lawcat::project(const Tensor& x, Memory& memory, Pass& pass) {
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
-  const auto real = [&](const Tensor& y) { return keep.defined() ? y * keep.unsqueeze(-1) : y; };
+  const Columns columns(pass.layout, x);
   Tensor angles;
   if (options_.rope) {
     angles = rope_angles(token_positions(x, pass, memory.tokens), frequencies_);
     if (angles.dim() == 3) angles = angles.unsqueeze(1);  // [B, 1, T, K/2]: the same for every head
   }
   Projected p;
-  p.q = features(real(q_proj_(x)), *q_conv_, memory["q_conv"], feature_q_.get(), angles);
-  Tensor k = features(real(k_proj_(x)), *k_conv_, memory["k_conv"], feature_k_.get(), angles);
-  if (keep.defined()) k = k * keep.unsqueeze(-1).unsqueeze(-1);  // padding writes nothing and forgets nothing
-  const Tensor gate = real(torch::log_sigmoid(ops::widened(gk_proj_->forward(x))) / options_.gate_logit_normalizer);
+  p.q = features(q_proj_(x), *q_conv_, memory["q_conv"], feature_q_.get(), angles, columns);
+  Tensor k = features(k_proj_(x), *k_conv_, memory["k_conv"], feature_k_.get(), angles, columns);
+  Tensor gate = torch::log_sigmoid(ops::widened(gk_proj_->forward(x))) / options_.gate_logit_normalizer;
+  if (keep.defined()) {  // padding writes nothing and forgets nothing
+    k = k * keep.unsqueeze(-1).unsqueeze(-1);
+    gate = gate * keep.unsqueeze(-1);
+  }
   p.k = per_query_head(k);
   p.v = per_query_head(split_heads(v_proj_(x), kv_heads_));
   p.log_decay = per_query_head(options_.gate == "vector" ? split_heads(gate, kv_heads_) : gate);

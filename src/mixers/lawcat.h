@@ -1,4 +1,6 @@
 #pragma once
+#include <torch/nn/modules/container/sequential.h>
+
 #include <optional>
 #include <string>
 
@@ -87,7 +89,8 @@ class Lawcat final : public ScannableMixer {
   };
   Projected project(const Tensor& x, Memory& memory, Pass& pass);
   /// Projected queries or keys through the convolution whose last inputs memory[window] holds, rope and phi.
-  Tensor features(const Tensor& projected, ShortConv& conv, Tensor& window, HedgehogMap* map, const Tensor& angles);
+  Tensor features(const Tensor& projected, ShortConv& conv, Tensor& window, HedgehogMap* map, const Tensor& angles,
+                  const Columns& columns);
   Tensor per_query_head(const Tensor& x) const;  // [B, T, Hkv, ...] -> [B, T, H, ...]
   /// Reads p into the memory, returns the heads' outputs.
   Tensor attend(const Projected& p, Memory& memory) const;

@@ -1,10 +1,11 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

@@ -46,7 +46,8 @@ Tensor spread_centres(const Tensor& keys, int64_t count) {
 }
 
 Tensor normalized(const Tensor& x) {
-  return torch::layer_norm(x, x.sizes().slice(x.dim() - 1));
+  constexpr double kEps = 1e-8;  // keys start far below torch's 1e-5
+  return torch::layer_norm(x, x.sizes().slice(x.dim() - 1), {}, {}, kEps);
 }
 
 }  // namespace
@@ -64,7 +65,8 @@ LongVq::LongVq(int64_t width, const Options& o)
     torch::nn::init::normal_(projection->weight, 0, 0.02);
     torch::nn::init::zeros_(projection->bias);
   }
-  gamma_ = register_parameter("gamma", torch::randn({2, z}) * 0.02);
+  // normalised, queries and keys start alike: a token looks for its like from the first step on
+  gamma_ = register_parameter("gamma", torch::randn({2, z}) * 0.02 + (o.qk_norm ? 1 : 0));
   beta_ = register_parameter("beta", torch::zeros({2, z}));
   rel_bias_ = register_parameter("rel_bias", torch::zeros({o.causal ? o.window : 2 * o.window - 1}));
   c_sum_ = register_buffer("c_sum", torch::randn({o.num_codes, z}));

@@ -28,8 +28,8 @@ struct LongVqOptions {
     f.add("count_min", count_min, "a code's count is at least this; one below it is dead").greater_than(0);
     f.add("reseed", reseed, "a dead code starts again at a random key");
     f.add("key_gradient", key_gradient,
-          "which queries keys learn from, straight through their codewords. all: costs S Z V a token from 1024 tokens "
-          "on; near: those of two blocks, as Transformer-VQ; none: keys learn by the commit loss alone")
+          "which queries keys learn from, straight through their codewords. all: S Z V operations a token; near: those "
+          "of two blocks, as Transformer-VQ; none: keys learn by the commit loss alone")
         .one_of({"all", "near", "none"});
   }
 };

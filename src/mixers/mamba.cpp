@@ -55,9 +55,8 @@ Memory Mamba::empty_memory(int64_t batch) const {
 Mamba::Selected Mamba::select(const Tensor& x, Memory& memory, const Layout& layout) {
   const auto uz = in_proj_(x).chunk(2, -1);
   const Tensor keep = layout.keep(x.size(0), x.size(1));
-  const Tensor input = keep.defined() ? uz[0] * keep.unsqueeze(-1) : uz[0];
   Selected s;
-  s.u = conv1d_->forward(input, memory["conv"]);
+  s.u = conv1d_->forward(uz[0], memory["conv"], Columns(layout, x));
   s.z = uz[1];
   const auto parts = x_proj_(s.u).split_with_sizes({rank_, options_.d_state, options_.d_state}, -1);
   s.B = parts[1];

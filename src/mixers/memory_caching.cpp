@@ -280,7 +280,7 @@ Tensor MemoryCaching::read(const Tensor& x, Memory& memory, Pass& pass) {
   }
   drop_unused(entries, 1);
   store(entries, running, memory);
-  memory["skipped"] = memory["skipped"] + columns.padding();
+  memory["skipped"] = memory["skipped"] + (x.size(1) - columns.counts());
   const Tensor y = merge_heads(torch::cat(outputs, 2).transpose(1, 2)).to(x.scalar_type());
   return columns.scatter(out_proj_(y));
 }

@@ -1,5 +1,4 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <functional>
 #include <optional>
@@ -8,6 +7,7 @@
 
 #include "base/fields.h"
 #include "base/registry.h"
+#include "base/torch.h"
 #include "memory/memory.h"
 #include "mixers/layout.h"
 

@@ -117,12 +117,13 @@ Nalaformer::Projected Nalaformer::project(const Tensor& x, const Tensor& keep, c
   return p;
 }
 
-Tensor Nalaformer::lepe(const Tensor& v) {
+Tensor Nalaformer::lepe(const Tensor& v, const Columns& columns) {
   if (options_.lepe_kernel == 0) return {};
   if (conv1d_) {  // the causal convolution of a sequence that goes on, seen half a kernel later
     Tensor window = conv1d_->empty_window(v.size(0), v.options().requires_grad(false));
     const int64_t ahead = options_.lepe_kernel / 2;
-    return conv1d_->forward(torch::constant_pad_nd(v, {0, 0, 0, ahead}), window).narrow(1, ahead, v.size(1));
+    const Tensor y = conv1d_->forward(torch::constant_pad_nd(columns.gather(v), {0, 0, 0, ahead}), window);
+    return columns.scatter(y.narrow(1, ahead, columns.size()));
   }
   return conv2d_->forward(v, *options_.width);
 }
@@ -148,7 +149,7 @@ Tensor Nalaformer::read(const Tensor& x, Memory& memory, Pass& pass) {
   memory["S"] = S;
   memory["z"] = z.select(1, z.size(1) - 1);
   if (keep.defined()) memory["padding"] = memory["padding"] + keep.logical_not().sum(1);
-  const Tensor lepe = conv1d_ ? conv1d_->forward(p.v, memory["lepe"]) : Tensor();
+  const Tensor lepe = conv1d_ ? conv1d_->forward(p.v, memory["lepe"], Columns(pass.layout, x)) : Tensor();
   return finish(numerator / normaliser.unsqueeze(-1), lepe, p.gate);
 }
 
@@ -161,7 +162,7 @@ Tensor Nalaformer::mix(const Tensor& x, Pass& pass) {
                                        : torch::full({1, 1, 1}, x.size(1), x.options().dtype(torch::kInt64));
   const Tensor normaliser = torch::einsum("bthk,bhk->bth", {p.q, p.k.sum(1)}) + options_.eps * tokens;
   const Tensor o = torch::einsum("bthk,bhkv->bthv", {p.q_turned, S}) / normaliser.unsqueeze(-1);
-  return finish(o, lepe(p.v), p.gate);
+  return finish(o, lepe(p.v, Columns(pass.layout, x)), p.gate);
 }
 
 std::optional<MatrixForm> Nalaformer::matrix(const Tensor& x) {
@@ -176,7 +177,7 @@ std::optional<MatrixForm> Nalaformer::matrix(const Tensor& x) {
     Tensor window = conv1d_ ? conv1d_->empty_window(x.size(0), state_options()) : Tensor();
     if (conv1d_) local = conv1d_->forward(p.v, window);
   } else {
-    local = lepe(p.v);
+    local = lepe(p.v, Columns(Layout(), x));
   }
   weights = weights / (normaliser.sum(-1, /*keepdim=*/true) + options_.eps * tokens);
   return MatrixForm{weights, split_heads(ops::widened(p.v), options_.heads).transpose(1, 2),

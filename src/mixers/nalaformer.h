@@ -88,7 +88,7 @@ class Nalaformer final : public ScannableMixer {
   /// S [B, H, 2K, K] of tokens that stand `tokens` later.
   Tensor moved(const Tensor& S, int64_t tokens) const;
   /// The value's convolution, not causal. v [B, T, D].
-  Tensor lepe(const Tensor& v);
+  Tensor lepe(const Tensor& v, const Columns& columns);
   /// o [B, T, H, K], lepe [B, T, D] or undefined -> y [B, T, D].
   Tensor finish(const Tensor& o, const Tensor& lepe, const Tensor& gate);
 

@@ -1,9 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <string>
 
 #include "base/fields.h"
+#include "base/torch.h"
 
 namespace seqloom {
 

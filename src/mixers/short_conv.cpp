@@ -19,6 +19,14 @@ torch::Tensor ShortConv::forward(const torch::Tensor& x, torch::Tensor& window) 
   return y.transpose(1, 2);
 }
 
+torch::Tensor ShortConv::forward(const torch::Tensor& x, torch::Tensor& window, const Columns& columns) {
+  if (!columns.real().defined()) return forward(x, window);
+  const torch::Tensor real = columns.gather(x), before = window.transpose(1, 2);
+  const torch::Tensor y = forward(real, window);
+  window = columns.slid(before, real).transpose(1, 2).contiguous();
+  return columns.scatter(y);
+}
+
 torch::Tensor ShortConv::empty_window(int64_t batch, const torch::TensorOptions& options) const {
   return torch::zeros({batch, weight_.size(0), kernel() - 1}, options);
 }

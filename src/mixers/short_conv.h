@@ -1,5 +1,6 @@
 #pragma once
-#include <torch/torch.h>
+
+#include "mixers/columns.h"
 
 namespace seqloom {
 
@@ -11,6 +12,8 @@ class ShortConv : public torch::nn::Module {
 
   /// x [B, T, C] -> y [B, T, C]. `window` [B, C, W-1] holds the last inputs before x and is replaced by those after it.
   torch::Tensor forward(const torch::Tensor& x, torch::Tensor& window);
+  /// The same where padding stands among x's tokens: it is passed over, y is 0 there. `columns` are those of x.
+  torch::Tensor forward(const torch::Tensor& x, torch::Tensor& window, const Columns& columns);
   torch::Tensor empty_window(int64_t batch, const torch::TensorOptions& options) const;
   int64_t kernel() const { return weight_.size(2); }
 

@@ -1,8 +1,8 @@
 #pragma once
 #include <fmt/ostream.h>
-#include <torch/torch.h>
 
 #include "base/error.h"
+#include "base/torch.h"
 #include "mixers/layout.h"
 
 namespace seqloom {

@@ -16,32 +16,7 @@ Tensor joined(const Tensor& earlier, const Tensor& later, int64_t most) {
   return torch::cat({last(earlier, most - fresh.size(1)), fresh.to(earlier.scalar_type())}, 1);
 }
 
-/// rows [B, T, ...] at index [B, n].
-Tensor at_tokens(const Tensor& rows, const Tensor& index) {
-  auto sizes = rows.sizes().vec();
-  sizes[1] = index.size(1);
-  return rows.gather(1, index.unsqueeze(-1).expand(sizes));
-}
-
 }  // namespace
-
-RealTokens::RealTokens(const Tensor& x, const Layout& layout) : x_(x) {
-  const auto indices = x.options().dtype(torch::kInt64).requires_grad(false);
-  const Tensor keep = layout.keep(x.size(0), x.size(1));
-  if (!keep.defined()) {
-    lengths_ = torch::full({x.size(0)}, x.size(1), indices);
-    return;
-  }
-  lengths_ = keep.sum(1);
-  const Tensor order = keep.logical_not().to(torch::kUInt8).argsort(/*stable=*/true, /*dim=*/1, /*descending=*/false);
-  places_ = order.argsort(/*dim=*/1, /*descending=*/false);
-  const Tensor padding = torch::arange(x.size(1), indices).unsqueeze(0) >= lengths_.unsqueeze(1);
-  x_ = at_tokens(x, order).masked_fill(padding.unsqueeze(-1), 0);
-}
-
-Tensor RealTokens::restore(const Tensor& y) const {
-  return full() ? y : at_tokens(y, places_);
-}
 
 WindowMixer::WindowMixer(int64_t width, int64_t window, std::string name)
     : ScannableMixer(width), window_(window), name_(std::move(name)) {}
@@ -62,14 +37,8 @@ Tensor WindowMixer::before(const Tensor& x, const Memory& memory) const {
   return inputs.to(x.scalar_type());
 }
 
-void WindowMixer::remember(const RealTokens& tokens, Memory& memory) const {
-  const Tensor& earlier = memory.at(name_);
-  if (tokens.full()) {
-    memory[name_] = joined(earlier, tokens.x(), window_);
-    return;
-  }
-  const Tensor all = torch::cat({earlier, tokens.x().to(earlier.scalar_type())}, 1);
-  memory[name_] = at_tokens(all, tokens.lengths().unsqueeze(1) + torch::arange(window_, tokens.lengths().options()));
+void WindowMixer::remember(const Tensor& fresh, const Columns& columns, Memory& memory) const {
+  memory[name_] = columns.slid(memory.at(name_), fresh);
 }
 
 Memory WindowMixer::identity_element(int64_t batch) const {

@@ -1,28 +1,10 @@
 #pragma once
 #include <string>
 
+#include "mixers/columns.h"
 #include "mixers/mixer.h"
 
 namespace seqloom {
-
-/// The real tokens of a batch, moved to the front of their rows and followed by zeros. For mixers that look back a
-/// number of tokens: wherever padding stands, the token before is then the one in front.
-class RealTokens {
- public:
-  RealTokens(const Tensor& x, const Layout& layout);
-
-  const Tensor& x() const { return x_; }  // [B, T, D]
-  /// Real tokens of each row, [B] int64.
-  const Tensor& lengths() const { return lengths_; }
-  /// Whether there is no padding: all lengths are T.
-  bool full() const { return !places_.defined(); }
-  /// y [B, T, ...], one for each of x's tokens, back in the order of the batch.
-  Tensor restore(const Tensor& y) const;
-
- private:
-  Tensor x_, lengths_;
-  Tensor places_;  // [B, T], where in x_ a token of the batch went
-};
 
 /// A mixer whose memory is its last W inputs, [B, W, D], oldest first, zero where there was no token yet. What a run of
 /// tokens does to it is to append them: its element is x [B, n, D], the run's last n <= W tokens (a truncated free
@@ -38,7 +20,8 @@ class WindowMixer : public ScannableMixer {
   int64_t window() const { return window_; }
   /// The inputs before x's first token, [B, W, D]. Throws UsageError where the memory has others.
   Tensor before(const Tensor& x, const Memory& memory) const;
-  void remember(const RealTokens& tokens, Memory& memory) const;
+  /// `fresh` are x's columns.
+  void remember(const Tensor& fresh, const Columns& columns, Memory& memory) const;
 
   Memory identity_element(int64_t batch) const override;
   Memory element(const Tensor& x, Memory& memory) override;

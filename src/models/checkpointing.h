@@ -1,7 +1,8 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <functional>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

@@ -1,5 +1,7 @@
 #include "models/decoder.h"
 
+#include <torch/nn/modules/container/modulelist.h>
+
 #include <fmt/ostream.h>
 #include <cmath>
 
@@ -30,10 +32,13 @@ Decoder::Decoder(int64_t vocabulary, const Config& table, const std::string& whe
 
 void Decoder::add_layers(const Config& layers, const std::string& where) {
   struct LayerOptions {
-    int64_t repeat = 1;
+    int64_t repeat = 1, conv = 0;
     Config mixer, channel;
     void describe(Fields& f) {
       f.add("repeat", repeat, "how many such layers follow each other").at_least(1).at_most(1024);
+      f.add("conv", conv, "kernel of a causal depthwise convolution before the mixer; 0: none")
+          .at_least(0)
+          .at_most(1024);
       f.add("mixer", mixer, "the token mixer");
       f.add("channel", channel, "the channel mixer");
     }
@@ -49,7 +54,8 @@ void Decoder::add_layers(const Config& layers, const std::string& where) {
     for (int64_t r = 0; r < layer.repeat; ++r) {
       auto block = std::make_shared<ResidualBlock>(
           options_.width, options_.residual, make_mixer(options_.width, layer.mixer, here + ".mixer"),
-          make_channel_mixer(options_.width, channel, layer.channel.is_null() ? "model.channel" : here + ".channel"));
+          make_channel_mixer(options_.width, channel, layer.channel.is_null() ? "model.channel" : here + ".channel"),
+          layer.conv);
       list->push_back(block);
       layers_.push_back(std::move(block));
     }
@@ -69,15 +75,18 @@ void Decoder::shrink_branch_outputs() {
   }
 }
 
-Tensor Decoder::embed(const Tensor& ids, int64_t first_position, const Tensor& positions) {
+Tensor Decoder::embed(const Tensor& ids) const {
   if (ids.dim() != 2 || ids.size(1) < 1) misuse("ids are {}, expected [B, T] with T >= 1", fmt::streamed(ids.sizes()));
   if (ids.min().item<int64_t>() < 0 || ids.max().item<int64_t>() >= vocabulary_) {
     misuse("a token id is outside 0..{}", vocabulary_ - 1);
   }
-  Tensor x = embedding_(ids);
+  return torch::embedding(embedding_->weight, ids);
+}
+
+Tensor Decoder::positioned(const Tensor& x, int64_t first, const Tensor& positions) {
   if (options_.position == "none") return x;
-  const Tensor at =
-      positions.defined() ? positions : torch::arange(first_position, first_position + ids.size(1), ids.options());
+  const auto indices = torch::TensorOptions(torch::kInt64).device(x.device());
+  const Tensor at = positions.defined() ? positions : torch::arange(first, first + x.size(1), indices);
   if (options_.position == "sinusoidal") return x + sinusoidal_at(at, options_.width).to(x.scalar_type());
   if (at.max().item<int64_t>() >= options_.max_length) {
     misuse("position {} is beyond model.max_length = {}", at.max().item<int64_t>(), options_.max_length);
@@ -86,7 +95,11 @@ Tensor Decoder::embed(const Tensor& ids, int64_t first_position, const Tensor& p
 }
 
 Tensor Decoder::hidden(const Tensor& ids, Pass& pass) {
-  Tensor x = embed(ids, 0, pass.positions);
+  return hidden_of(embed(ids), pass);
+}
+
+Tensor Decoder::hidden_of(const Tensor& vectors, Pass& pass) {
+  Tensor x = positioned(vectors, 0, pass.positions);
   const bool checkpointing = checkpointing_ && torch::GradMode::is_enabled();
   const size_t losses = pass.losses.size();
   for (const auto& layer : layers_) {
@@ -107,7 +120,7 @@ Tensor Decoder::logits(const Tensor& hidden) {
 }
 
 Tensor Decoder::extend(const Tensor& ids, Memory& memory) {
-  Tensor x = embed(ids, memory.tokens, {});
+  Tensor x = positioned(embed(ids), memory.tokens, {});
   Pass pass;
   for (size_t i = 0; i < layers_.size(); ++i)
     x = layers_[i]->extend(x, memory.child("layers").child(std::to_string(i)), pass);

@@ -19,7 +19,7 @@ struct DecoderOptions {
 
   void describe(Fields& f) {
     f.add("width", width, "model width D").at_least(1).at_most(1 << 16);
-    f.add("layers", layers, "list of { mixer = {...}, channel = {...}, repeat = 1 }");
+    f.add("layers", layers, "list of { mixer = {...}, channel = {...}, conv = 0, repeat = 1 }");
     f.add("channel", channel, "channel mixer of layers that name none");
     f.add("position", position, "position vectors added to the embedding").one_of({"none", "learned", "sinusoidal"});
     f.add("max_length", max_length, "length of the learned position table").at_least(1).at_most(1 << 24);
@@ -37,6 +37,8 @@ class Decoder : public torch::nn::Module {
 
   /// ids [B, T] int64 -> hidden [B, T, D] after the final norm.
   Tensor hidden(const Tensor& ids, Pass& pass);
+  /// The same for vectors x [B, T, D] in place of embedded tokens, as of a series; position vectors are added to them.
+  Tensor hidden_of(const Tensor& x, Pass& pass);
   /// hidden [..., D] -> logits [..., vocabulary] float32.
   Tensor logits(const Tensor& hidden);
 
@@ -57,7 +59,8 @@ class Decoder : public torch::nn::Module {
  private:
   void add_layers(const Config& layers, const std::string& where);
   void shrink_branch_outputs();
-  Tensor embed(const Tensor& ids, int64_t first_position, const Tensor& positions);
+  Tensor embed(const Tensor& ids) const;
+  Tensor positioned(const Tensor& x, int64_t first, const Tensor& positions);
 
   int64_t vocabulary_;
   DecoderOptions options_;

@@ -69,8 +69,8 @@ Blocked attend(const Tensor& q, const CodedTokens& near, const FarTokens& far, c
 /// Adds nothing to o, but gives the keys the gradient that far queries have for them: through its codeword, token j is
 /// looked at by query i with weight a_ij = code_weight[i, code_j], so that with g the gradient of o
 ///   dk_j = sum_i a_ij (g_i . (v_j - o_i)) q_i
-/// Queries of the next `kGroup` tokens or so are taken one by one; of those farther away M_s = sum_i a_is q_i g_i^T for
-/// each code s, O(S Z V) a token.
+/// In groups of tokens: queries of the same group and the next ones are taken one by one; from those farther away
+/// comes, for each code s, M_s = sum_i a_is q_i g_i^T, which costs O(S Z V) a token however many there are.
 class FarKeyGradient : public torch::autograd::Function<FarKeyGradient> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& o, const Tensor& k, const Tensor& q, const Tensor& v,
@@ -107,36 +107,37 @@ class FarKeyGradient : public torch::autograd::Function<FarKeyGradient> {
     int64_t tokens() const { return q.size(1); }
     int64_t group() const { return block * std::max<int64_t>(1, kGroup / block); }
     int64_t groups() const { return (tokens() + group() - 1) / group(); }
-    Tensor part(const Tensor& x, int64_t first, int64_t count = 1) const {
-      const int64_t begin = first * group();
-      return x.narrow(1, begin, std::min(count * group(), tokens() - begin));
+    Tensor part(const Tensor& x, int64_t a) const {
+      return x.narrow(1, a * group(), std::min(group(), tokens() - a * group()));
     }
 
     Tensor gradient() const {
+      const int64_t count = groups();
       std::vector<Tensor> sums;
-      for (int64_t a = 0; a < groups(); ++a) sums.push_back(direct(a));
-      const auto add = [&](int64_t a, const Tensor& M) { sums[a] = sums[a] + remote(a, M); };
+      const auto add = [&](int64_t a, const Tensor& sum) { sums[a] = sums[a] + sum; };
+      for (int64_t a = 0; a < count; ++a) {
+        sums.push_back(direct(a, a));
+        if (a + 1 < count) add(a, direct(a, a + 1));
+        if (a > 0 && !causal) add(a, direct(a, a - 1));
+      }
       Tensor M;
-      for (int64_t a = groups() - 3; a >= 0; --a) add(a, M = gathered(a + 2, M));
+      for (int64_t a = count - 3; a >= 0; --a) add(a, remote(a, M = gathered(a + 2, M)));
       M = Tensor();
-      for (int64_t a = 2; a < groups() && !causal; ++a) add(a, M = gathered(a - 2, M));
+      for (int64_t a = 2; a < count && !causal; ++a) add(a, remote(a, M = gathered(a - 2, M)));
       return torch::cat(sums, 1);
     }
 
-    /// From queries of this group of keys and the neighbouring ones.
-    Tensor direct(int64_t a) const {
-      const int64_t first = causal ? a : std::max<int64_t>(0, a - 1), count = std::min(a + 2, groups()) - first;
-      const Tensor queries = part(q, first, count), codes_a = part(codes, a);
-      const Tensor weight =
-          part(code_weight, first, count).gather(2, codes_a.unsqueeze(1).expand({-1, queries.size(1), -1}));
-      const auto blocks = [&](int64_t group_index, int64_t size) {
-        const int64_t begin = group_index * group();
-        return torch::arange(begin, begin + size, codes.options()).floor_divide(block);
+    /// What group a of keys gets from group b of queries, one by one.
+    Tensor direct(int64_t a, int64_t b) const {
+      const Tensor codes_a = part(codes, a), weights = part(code_weight, b);
+      const Tensor weight = weights.gather(2, codes_a.unsqueeze(1).expand({-1, weights.size(1), -1}));
+      const auto blocks = [&](int64_t index, int64_t size) {
+        return torch::arange(index * group(), index * group() + size, codes.options()).floor_divide(block);
       };
-      const Tensor apart = blocks(first, queries.size(1)).unsqueeze(1) - blocks(a, codes_a.size(1));
+      const Tensor apart = blocks(b, weights.size(1)).unsqueeze(1) - blocks(a, codes_a.size(1));
       const Tensor is_far = (causal ? apart : apart.abs()) >= 2;
-      const Tensor sensitivity = torch::matmul(part(g, first, count), part(v, a).transpose(1, 2));
-      return torch::matmul((sensitivity * weight * is_far).transpose(1, 2), queries);
+      const Tensor sensitivity = torch::matmul(part(g, b), part(v, a).transpose(1, 2));
+      return torch::matmul((sensitivity * weight * is_far).transpose(1, 2), part(q, b));
     }
 
     /// M [B, V + 1, S Z] with the queries of group a added.
@@ -147,9 +148,24 @@ class FarKeyGradient : public torch::autograd::Function<FarKeyGradient> {
     }
 
     Tensor remote(int64_t a, const Tensor& M) const {
-      const Tensor by_code = torch::matmul(part(v, a), M).unflatten(-1, {-1, q.size(2)});  // [B, group, S, Z]
-      const Tensor index = part(codes, a).unsqueeze(-1).unsqueeze(-1).expand({-1, -1, 1, q.size(2)});
-      return by_code.gather(2, index).squeeze(2);
+      const Tensor values = part(v, a), codes_a = part(codes, a);
+      std::vector<Tensor> rows;
+      for (int64_t b = 0; b < M.size(0); ++b) rows.push_back(read_by_code(values[b], codes_a[b], M[b]));
+      return torch::stack(rows);
+    }
+
+    /// Each token's own M_s of a row: values [n, V + 1], codes [n], M [V + 1, S Z] -> [n, Z].
+    Tensor read_by_code(const Tensor& values, const Tensor& row_codes, const Tensor& M) const {
+      const Tensor order = row_codes.argsort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
+      const Tensor sizes = row_codes.bincount({}, code_weight.size(2)).to(torch::kCPU);
+      const auto sorted = values.index_select(0, order).split_with_sizes(
+          torch::IntArrayRef(sizes.data_ptr<int64_t>(), static_cast<size_t>(sizes.numel())));
+      const auto by_code = M.split(q.size(2), 1);
+      std::vector<Tensor> parts;
+      for (size_t s = 0; s < sorted.size(); ++s) {
+        if (sorted[s].size(0) > 0) parts.push_back(torch::matmul(sorted[s], by_code[s]));
+      }
+      return torch::cat(parts).index_select(0, order.argsort(/*dim=*/0, /*descending=*/false));
     }
   };
 };

@@ -1,9 +1,10 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
 #include <functional>
 #include <vector>
+
+#include "base/torch.h"
 
 namespace seqloom::ops {
 

@@ -1,8 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <optional>
 #include <tuple>
+
+#include "base/torch.h"
 
 namespace seqloom::ops {
 

@@ -1,8 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <array>
 #include <cstdint>
+
+#include "base/torch.h"
 
 namespace seqloom::ops {
 

@@ -1,7 +1,8 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
+
+#include "base/torch.h"
 
 namespace seqloom::ops {
 

@@ -1,10 +1,10 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
 #include <optional>
 #include <utility>
 
+#include "base/torch.h"
 #include "ops/attention.h"
 
 namespace seqloom::ops {

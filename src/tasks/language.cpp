@@ -117,9 +117,7 @@ TextScore score_text(Decoder& decoder, const Tokenizer& tokenizer, const TokenFi
     Pass pass;
     const torch::Tensor logits = decoder.logits(decoder.hidden(row.narrow(1, 0, count), pass)).squeeze(0);
     const torch::Tensor targets = row[0].narrow(0, 1, count);
-    score.nats += torch::nn::functional::cross_entropy(
-                      logits, targets, torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum))
-                      .item<double>();
+    score.nats += torch::cross_entropy_loss(logits, targets, {}, at::Reduction::Sum).item<double>();
     score.tokens += count;
     for (int64_t t = 0; t < count; ++t) {
       score.bytes +=

@@ -1,9 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <optional>
 #include <vector>
 
+#include "base/torch.h"
 #include "models/decoder.h"
 #include "train/study.h"
 

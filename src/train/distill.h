@@ -1,11 +1,11 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/fields.h"
+#include "base/torch.h"
 #include "models/decoder.h"
 #include "train/checkpoint.h"
 

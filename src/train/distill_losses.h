@@ -1,8 +1,9 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <cstdint>
 #include <vector>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

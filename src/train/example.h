@@ -1,5 +1,6 @@
 #pragma once
-#include <torch/torch.h>
+
+#include "base/torch.h"
 
 namespace seqloom {
 

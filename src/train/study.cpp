@@ -67,7 +67,9 @@ ClaimCheck parse_check(const Config& table, const std::set<std::string>& variant
   const int ways = static_cast<int>(check.at_least.has_value()) + static_cast<int>(check.at_most.has_value()) +
                    static_cast<int>(!check.beats.empty());
   if (ways != 1) misuse("{}: expected exactly one of at_least, at_most and beats", where);
-  if (table.contains("by") && check.beats.empty()) misuse("{}.by: it goes with beats", where);
+  for (const char* more : {"by", "factor"}) {
+    if (table.contains(more) && check.beats.empty()) misuse("{}.{}: it goes with beats", where, more);
+  }
   return check;
 }
 
@@ -202,7 +204,8 @@ CheckResult judge(const ClaimCheck& check, const StudyResult& result, bool less)
   if (check.at_most) judged.holds = judged.value <= *check.at_most;
   if (!check.beats.empty()) {
     judged.other = metric_of(result, check.beats, check.metric);
-    judged.holds = (less ? *judged.other - judged.value : judged.value - *judged.other) >= check.by;
+    const double goal = *judged.other * check.factor.value_or(1);
+    judged.holds = (less ? goal - judged.value : judged.value - goal) >= check.by;
   }
   return judged;
 }
@@ -225,7 +228,9 @@ Config to_json(const VariantResult& variant) {
 std::string ClaimCheck::text() const {
   if (at_least) return fmt::format("{} of {} is at least {:g}", metric, variant, *at_least);
   if (at_most) return fmt::format("{} of {} is at most {:g}", metric, variant, *at_most);
-  return fmt::format("{} of {} beats {} by at least {:g}", metric, variant, beats, by);
+  const std::string goal = factor ? fmt::format("{:g} times that of {}", *factor, beats) : beats;
+  if (by == 0) return fmt::format("{} of {} is no worse than {}", metric, variant, goal);
+  return fmt::format("{} of {} beats {} by at least {:g}", metric, variant, goal, by);
 }
 
 Study parse_study(const Config& config, const std::string& name) {

@@ -1,5 +1,4 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <functional>
 #include <map>
@@ -8,14 +7,16 @@
 #include <vector>
 
 #include "base/fields.h"
+#include "base/torch.h"
 #include "train/trainer.h"
 
 namespace seqloom {
 
-/// One thing that a claim says: a variant's metric is at least or at most a number, or beats another variant's by some.
+/// One thing that a claim says: a variant's metric is at least or at most a number, or beats another variant's by some
+/// amount or factor.
 struct ClaimCheck {
   std::string metric, variant, beats;
-  std::optional<double> at_least, at_most;
+  std::optional<double> at_least, at_most, factor;
   double by = 0;
 
   void describe(Fields& f) {
@@ -25,6 +26,7 @@ struct ClaimCheck {
     f.add("at_most", at_most, "it is no more than this");
     f.add("beats", beats, "it is better than this variant's");
     f.add("by", by, "by at least this").at_least(0);
+    f.add("factor", factor, "it beats this times that").greater_than(0);
   }
   std::string text() const;
 };

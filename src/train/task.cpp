@@ -15,9 +15,7 @@ std::unique_ptr<Task> make_task(const Config& recipe, const std::string& name) {
       misuse("{}: there is no such key '{}'; a recipe has [task], [model], [train] and maybe [distill]", name, key);
     }
   }
-  for (const char* part : {"task", "model"}) {
-    if (!recipe.contains(part)) misuse("{}: the table [{}] is missing", name, part);
-  }
+  if (!recipe.contains("task")) misuse("{}: the table [task] is missing", name);
   const Config& task = recipe["task"];
   if (!task.is_object() || !task.contains("kind") || !task["kind"].is_string()) {
     misuse("{}: task.kind is missing; expected one of {}", name, fmt::join(tasks().names(), ", "));
@@ -27,7 +25,10 @@ std::unique_ptr<Task> make_task(const Config& recipe, const std::string& name) {
     misuse("{}: task.kind = \"{}\": there is no such task; there are: {}", name, kind,
            fmt::join(tasks().names(), ", "));
   }
-  return tasks().get(kind).make(recipe, name);
+  const TaskEntry& entry = tasks().get(kind);
+  if (!entry.brings_model && !recipe.contains("model")) misuse("{}: the table [model] is missing", name);
+  if (entry.brings_model && recipe.contains("model")) misuse("{}: model: the task {} brings its own", name, kind);
+  return entry.make(recipe, name);
 }
 
 }  // namespace seqloom

@@ -1,5 +1,4 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <functional>
 #include <map>
@@ -9,6 +8,7 @@
 
 #include "base/fields.h"
 #include "base/registry.h"
+#include "base/torch.h"
 
 namespace seqloom {
 
@@ -40,6 +40,7 @@ struct TaskEntry {
   std::string about;
   /// From the whole recipe ([task], [model], [train].batch and .seed). `name` is the recipe's file, for messages.
   std::function<std::unique_ptr<Task>(const Config& recipe, const std::string& name)> make;
+  bool brings_model = false;  // a recipe then has no [model]
 };
 
 Registry<TaskEntry>& tasks();

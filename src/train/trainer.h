@@ -1,4 +1,6 @@
 #pragma once
+#include <torch/optim/adamw.h>
+
 #include <functional>
 #include <map>
 #include <memory>

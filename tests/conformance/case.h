@@ -1,5 +1,4 @@
 #pragma once
-#include <torch/torch.h>
 
 #include <functional>
 #include <stdexcept>
@@ -8,6 +7,7 @@
 
 #include "base/fields.h"
 #include "base/registry.h"
+#include "base/torch.h"
 #include "io/safetensors.h"
 
 namespace seqloom::conformance {

@@ -96,7 +96,7 @@ TensorMap gam_model(Case& c) {
   const Tensor logits = decoder.logits(decoder.hidden(c.input("tokens"), pass));
   TensorMap outputs = {{"y", logits}};
   if (c.has("targets")) {
-    outputs["loss"] = torch::nn::functional::cross_entropy(logits.flatten(0, 1), c.input("targets").flatten());
+    outputs["loss"] = torch::cross_entropy_loss(logits.flatten(0, 1), c.input("targets").flatten());
   }
   return outputs;
 }

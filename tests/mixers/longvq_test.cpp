@@ -52,7 +52,7 @@ TEST(LongVq, LinearTimeEqualsQuadraticWithItsGradients) {
       LongVqOptions options = small();
       options.causal = causal;
       const auto mixer = make(options);
-      const Tensor x = torch::randn({1, tokens, 6}, torch::kFloat64).requires_grad_(true);
+      const Tensor x = torch::randn({2, tokens, 6}, torch::kFloat64).requires_grad_(true);
       const Tensor cotangent = torch::randn_like(x);
       const auto got = results(*mixer, x, cotangent, false), want = results(*mixer, x, cotangent, true);
       for (size_t i = 0; i < want.size(); ++i) {

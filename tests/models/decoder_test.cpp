@@ -39,6 +39,21 @@ TEST(DecoderModel, StreamsAsItTrainsUnderEveryOption) {
   }
 }
 
+TEST(DecoderModel, AConvolutionBeforeAMixerStreamsAndKeepsRowsApart) {
+  const auto model = decoder("width = 16\nlayers = [{ conv = 3, mixer = { kind = 'linear_attention', heads = 2 } }]\n");
+  const torch::NoGradGuard no_grad;
+  const Tensor rows = ids(2, 9);
+  Pass pass;
+  const Tensor whole = model->hidden(rows, pass);
+  Memory memory = model->empty_memory(2);
+  std::vector<Tensor> streamed;
+  for (int64_t t = 0; t < 9; ++t) streamed.push_back(model->extend(rows.narrow(1, t, 1), memory));
+  expect_near(torch::cat(streamed, 1), whole, 1e-5, "streamed");
+  Pass packed;
+  packed.layout = Layout::packed(torch::tensor({0, 9, 18}, torch::kInt64));
+  expect_near(model->hidden(rows.reshape({1, 18}), packed).view({2, 9, 16}), whole, 1e-5, "packed");
+}
+
 TEST(DecoderModel, CheckpointedActivationsGiveTheSameGradients) {
   const auto model = decoder("width = 16\n" + kLayers);
   const Tensor tokens = ids(2, 12);

@@ -28,10 +28,13 @@ class ToyMixer final : public ScannableMixer {
   }
 
  protected:
-  Tensor read(const Tensor& x, Memory& memory, Pass&) override {
+  Tensor read(const Tensor& x, Memory& memory, Pass& pass) override {
+    const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
     std::vector<Tensor> means;
-    for (const Tensor& token : x.unbind(1)) {
-      memory["m"] = decay_ * memory["m"] + (1 - decay_) * token;
+    for (int64_t t = 0; t < x.size(1); ++t) {
+      const Tensor mean = decay_ * memory["m"] + (1 - decay_) * x.select(1, t);
+      memory["m"] =
+          keep.defined() ? torch::where(keep.narrow(1, t, 1), mean, memory["m"]) : mean;  // padding: as it was
       means.push_back(memory["m"]);
     }
     return out_proj_(torch::stack(means, 1).to(x.scalar_type()));

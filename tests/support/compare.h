@@ -1,8 +1,9 @@
 #pragma once
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <string>
+
+#include "base/torch.h"
 
 namespace seqloom {
 
