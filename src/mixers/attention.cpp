@@ -78,6 +78,14 @@ Tensor along_tokens(const Tensor& x, F f) {
   return f(x.transpose(1, 2)).transpose(1, 2);
 }
 
+/// Whether padding stands before all real tokens of its row, where it comes between none. keep [B, T].
+bool only_in_front(const Tensor& keep) {
+  return keep.narrow(1, 1, keep.size(1) - 1)
+      .logical_or(keep.narrow(1, 0, keep.size(1) - 1).logical_not())
+      .all()
+      .item<bool>();
+}
+
 /// A phase without its whole turns once it is so large that float32 would lose digits of the rest.
 Tensor unwound(const Tensor& phase) {
   constexpr double kLarge = 256;
@@ -312,14 +320,16 @@ Tensor Attention::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Placed tokens = place(x, positions(x, pass, memory.tokens), keep, is("carope") ? memory["phase"] : Tensor());
   if (is("carope")) memory["phase"] = tokens.phase;
   // real tokens side by side, here and in the cache: distances between them do not count padding
-  const Columns columns(pass.layout, x);
+  const bool stay = memory["k"].size(2) == 0 && keep.defined() && only_in_front(keep);
+  const Columns columns(stay ? Layout() : pass.layout, x);
   const auto gathered = [&](const Tensor& t) {
     return along_tokens(t, [&](const Tensor& y) { return columns.gather(y); });
   };
   const auto [k, v] = keys_values(tokens);
   ops::AttentionRule rule = rule_for(columns.size(), memory["k"].size(2) + columns.size(), {});
   // first all keys that some of these queries see, afterwards those that later ones can see
-  remember(gathered(k), gathered(v), columns.real(), memory, window > 0 ? window - 1 + columns.size() : -1);
+  remember(gathered(k), gathered(v), stay ? keep : columns.real(), memory,
+           window > 0 ? window - 1 + columns.size() : -1);
   if (memory["keep"].size(1) > 0) rule.keep = memory["keep"];
   const Tensor q = gathered(queries(tokens)).to(memory["k"].scalar_type());
   const Tensor o = ops::attention(q, memory["k"], memory["v"], rule).to(x.scalar_type());
