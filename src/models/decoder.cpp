@@ -14,18 +14,21 @@ namespace seqloom {
 Decoder::Decoder(int64_t vocabulary, const Config& table, const std::string& where)
     : vocabulary_(vocabulary), options_(read_options<DecoderOptions>(table, where)) {
   const int64_t width = options_.width;
+  // Tied, this makes logits of unit variance; as an input it is large enough not to drown in what the first layers add,
+  // which start as torch's linear layers do and not at GPT-2's 0.02.
+  const double std = 1 / std::sqrt(static_cast<double>(width));
   embedding_ = register_module("embedding", torch::nn::Embedding(vocabulary, width));
-  torch::nn::init::normal_(embedding_->weight, 0, 0.02);
+  torch::nn::init::normal_(embedding_->weight, 0, std);
   if (options_.position == "learned") {
     position_ = register_module("position", torch::nn::Embedding(options_.max_length, width));
-    torch::nn::init::normal_(position_->weight, 0, 0.02);
+    torch::nn::init::normal_(position_->weight, 0, std);
   }
   add_layers(options_.layers, where + ".layers");
   final_norm_ =
       register_module("final_norm", std::make_shared<Norm>(options_.residual.norm, width, options_.residual.norm_eps));
   if (!options_.tied) {
     head_ = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(width, vocabulary).bias(false)));
-    torch::nn::init::normal_(head_->weight, 0, 0.02);
+    torch::nn::init::normal_(head_->weight, 0, std);
   }
   shrink_branch_outputs();
 }
