@@ -79,6 +79,7 @@ TEST(StudyFile, ErrorsNameFileAndKey) {
       {"[claim]\nchecks = [{ metric = 'm', variant = 'one' }]\n", "exactly one of"},
       {"[claim]\nchecks = [{ metric = 'm', variant = 'one', at_least = 1, at_most = 2 }]\n", "exactly one of"},
       {"[claim]\nchecks = [{ metric = 'm', variant = 'one', at_least = 1, by = 2 }]\n", "claim.checks.0.by"},
+      {"[claim]\nchecks = [{ metric = 'm', variant = 'one', at_least = 1, factor = 2 }]\n", "claim.checks.0.factor"},
       {"[claim]\nchecks = [{ metric = 'm', variant = 'one', atleast = 1 }]\n", "did you mean 'at_least'?"},
       {"[claim]\nchecks = [3]\n", "claim.checks.0"}};
   for (const auto& [more, part] : wrong) expect_misuse([&text = more] { study(text); }, part);
@@ -118,10 +119,13 @@ checks = [
   { metric = "loss", variant = "one", at_most = 100 },
   { metric = "loss", variant = "one", beats = "two", by = 1e6 },
   { metric = "loss", variant = "one", beats = "one" },
+  { metric = "loss", variant = "one", beats = "one", factor = 1.01 },
+  { metric = "loss", variant = "one", beats = "one", factor = 0.99 },
+  { metric = "accuracy@2", variant = "one", beats = "one", factor = 0.99 },
 ])"),
                                        path("out"), 0, {});
-  ASSERT_EQ(result.checks.size(), 5U);
-  const std::vector<bool> expected = {true, false, true, false, true};
+  ASSERT_EQ(result.checks.size(), 8U);
+  const std::vector<bool> expected = {true, false, true, false, true, true, false, true};
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(result.checks[i].holds, expected[i]) << i;
   EXPECT_TRUE(result.judged);
   EXPECT_FALSE(result.holds());
