@@ -29,6 +29,16 @@ Memory mapped(const Memory& a, const std::function<Tensor(const Tensor&)>& map) 
   return combined(a, a, [&](const Tensor& t, const Tensor&) { return map(t); });
 }
 
+/// An empty memory under the token count of rows that have read more: its rows have skipped all of those tokens. A
+/// mixer that counts its tokens keeps what each row skipped, [B] int64, under the name "skipped".
+Memory as_if_skipped(const Memory& empty, int64_t tokens) {
+  Memory result;
+  result.tokens = tokens;
+  for (const auto& [name, tensor] : empty.tensors()) result[name] = name == "skipped" ? tensor + tokens : tensor;
+  for (const auto& [name, part] : empty.children()) result.child(name) = as_if_skipped(part, tokens);
+  return result;
+}
+
 void check_fixed_size(const Memory& empty, const std::string& kind) {
   for (const auto& [name, tensor] : empty.flatten()) {
     if (tensor.numel() > 0) continue;
@@ -90,13 +100,10 @@ void CachedMixer::begin_segment(const Stretch& s, Memory& memory) const {
   memory["pool"] = rows_of(begins, torch::zeros_like(memory["pool"]), memory["pool"]);
   if (!options_.restarts()) return;
   Memory fresh = inner_->empty_memory(batch);
-  if (s.real.defined()) {
-    // One token count serves all rows: that of the rows that begin, unless others go on in the middle of a segment.
-    const bool others = s.real.any(1).logical_and(begins.logical_not()).any().item<bool>();
+  if (!begins.all().item<bool>()) {  // one token count serves all rows: that of those that go on
     const Memory& online = memory.child("online");
-    const auto begun = [&](const Tensor& a, const Tensor& b) { return rows_of(begins, a, b); };
-    const auto left = [&](const Tensor& b, const Tensor& a) { return rows_of(begins, a, b); };
-    fresh = others ? combined(online, fresh, left) : combined(fresh, online, begun);
+    fresh = combined(as_if_skipped(fresh, online.tokens), online,
+                     [&](const Tensor& begun, const Tensor& going_on) { return rows_of(begins, begun, going_on); });
   }
   memory.child("online") = std::move(fresh);
 }

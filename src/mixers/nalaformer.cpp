@@ -61,7 +61,7 @@ std::vector<std::string> Nalaformer::context() const {
 
 Memory Nalaformer::empty_memory(int64_t batch) const {
   Memory memory = identity_element(batch);
-  memory["padding"] = torch::zeros({batch}, state_options().dtype(torch::kInt64));
+  memory["skipped"] = torch::zeros({batch}, state_options().dtype(torch::kInt64));
   if (conv1d_) memory["lepe"] = conv1d_->empty_window(batch, state_options());
   return memory;
 }
@@ -142,13 +142,13 @@ Tensor Nalaformer::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Tensor z = memory["z"].unsqueeze(1) + p.k.cumsum(1);
 
   const Tensor real = keep.defined() ? keep.to(torch::kInt64) : torch::ones({x.size(0), x.size(1)}, torch::kInt64);
-  const Tensor seen = (memory.tokens - memory["padding"]).unsqueeze(1) + real.to(x.device()).cumsum(1);
+  const Tensor seen = (memory.tokens - memory["skipped"]).unsqueeze(1) + real.to(x.device()).cumsum(1);
   // padding before the first token has seen none: a 0 would make its unused output NaN, and so the gradients
   const Tensor normaliser = (p.q * z).sum(-1) + options_.eps * seen.clamp_min(1).unsqueeze(-1);
 
   memory["S"] = S;
   memory["z"] = z.select(1, z.size(1) - 1);
-  if (keep.defined()) memory["padding"] = memory["padding"] + keep.logical_not().sum(1);
+  if (keep.defined()) memory["skipped"] = memory["skipped"] + keep.logical_not().sum(1);
   const Tensor lepe = conv1d_ ? conv1d_->forward(p.v, memory["lepe"], Columns(pass.layout, x)) : Tensor();
   return finish(numerator / normaliser.unsqueeze(-1), lepe, p.gate);
 }

@@ -40,7 +40,7 @@ struct NalaformerOptions {
 ///   y = W ( LayerNorm(o + lepe) * silu(g) ),  lepe = a depthwise convolution of v
 /// R rotates both halves by the token's position, the normaliser is not rotated. Sums are over s <= t and N = t where
 /// causal, else over all N tokens.
-/// Memory: S [B, H, 2K, K] (of rotated keys), z [B, H, 2K], padding [B] (how many of the tokens were padding: N is the
+/// Memory: S [B, H, 2K, K] (of rotated keys), z [B, H, 2K], skipped [B] (how many of the tokens were padding: N is the
 /// number of the others), lepe [B, D, lepe_kernel-1]. Element: S and z as if its first token were at position 0;
 /// combining turns the right one's S by the left one's length and adds.
 class Nalaformer final : public ScannableMixer {
