@@ -102,8 +102,7 @@ void CachedMixer::begin_segment(const Stretch& s, Memory& memory) const {
   Memory fresh = inner_->empty_memory(batch);
   if (!begins.all().item<bool>()) {  // one token count serves all rows: that of those that go on
     const Memory& online = memory.child("online");
-    fresh = combined(as_if_skipped(fresh, online.tokens), online,
-                     [&](const Tensor& begun, const Tensor& going_on) { return rows_of(begins, begun, going_on); });
+    fresh = rows_of(begins, as_if_skipped(fresh, online.tokens), online);
   }
   memory.child("online") = std::move(fresh);
 }

@@ -100,6 +100,14 @@ Tensor rows_of(const Tensor& chosen, const Tensor& a, const Tensor& b) {
   return torch::where(wide, a, b);
 }
 
+Memory rows_of(const Tensor& chosen, const Memory& a, const Memory& b) {
+  Memory result;
+  result.tokens = a.tokens;
+  for (const auto& [name, tensor] : a.tensors()) result[name] = rows_of(chosen, tensor, b.at(name));
+  for (const auto& [name, part] : a.children()) result.child(name) = rows_of(chosen, part, b.child(name));
+  return result;
+}
+
 Tensor memory_weights(const CachingOptions& options, const Tensor& scores, const Tensor& seen) {
   if (!options.has_gates()) return seen.to(scores.scalar_type());
   const auto hidden = [](const Tensor& s, const Tensor& shown) {

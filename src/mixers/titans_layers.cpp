@@ -48,15 +48,6 @@ ops::AttentionRule rule_of(double scale, std::optional<int64_t> window) {
   return rule;
 }
 
-/// Rows of `a` where chosen [B], of `b` elsewhere; a's token count.
-Memory chosen_rows(const Tensor& chosen, const Memory& a, const Memory& b) {
-  Memory result;
-  result.tokens = a.tokens;
-  for (const auto& [name, tensor] : a.tensors()) result[name] = rows_of(chosen, tensor, b.at(name));
-  for (const auto& [name, part] : a.children()) result.child(name) = chosen_rows(chosen, part, b.child(name));
-  return result;
-}
-
 void check_fixed_size(const Memory& empty, const Config& table) {
   for (const auto& [name, tensor] : empty.flatten()) {
     if (tensor.numel() > 0) continue;
@@ -255,7 +246,7 @@ Memory TitansMac::empty_memory(int64_t batch) const {
 void TitansMac::renew_copy(const Stretch& s, Memory& memory) const {
   const auto options = torch::TensorOptions(torch::kInt64).device(s.x.device());
   Memory fresh = memory.child("memory").select_rows(torch::arange(s.x.size(0), options));
-  if (s.real.defined()) fresh = chosen_rows(s.real.select(1, 0), fresh, memory.child("copy"));
+  if (s.real.defined()) fresh = rows_of(s.real.select(1, 0), fresh, memory.child("copy"));
   memory.child("copy") = std::move(fresh);
 }
 
