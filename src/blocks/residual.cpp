@@ -50,7 +50,7 @@ Tensor ResidualBlock::forward(const Tensor& x, Pass& pass) {
 }
 
 Tensor ResidualBlock::extend(const Tensor& x, Memory& memory, Pass& pass) {
-  memory.tokens += conv_ ? x.size(1) : 0;  // without a convolution the memory is the mixer's
+  if (conv_) memory.advance(x.size(1), pass.layout.keep(x.size(0), x.size(1)));  // else the memory is the mixer's
   return around(x, [&](const Tensor& input) {
     if (!conv_) return causal_mixer().extend(input, memory, pass);
     return causal_mixer().extend(convolved(input, memory["conv"], pass.layout), memory.child("mixer"), pass);

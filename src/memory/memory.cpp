@@ -1,10 +1,11 @@
 #include "memory/memory.h"
 
+#include <fmt/ostream.h>
+
+#include <algorithm>
 #include <set>
 
-#include <fmt/ostream.h>
 #include "base/error.h"
-
 #include "base/fields.h"
 
 namespace seqloom {
@@ -17,8 +18,14 @@ void flatten_into(const Memory& memory, const std::string& prefix, TensorMap& ou
   for (const auto& [name, child] : memory.children()) flatten_into(child, prefix + name + ".", out);
 }
 
+std::vector<int64_t> numbers(const torch::Tensor& counts) {
+  const torch::Tensor flat = counts.contiguous();
+  return {flat.const_data_ptr<int64_t>(), flat.const_data_ptr<int64_t>() + flat.numel()};
+}
+
+/// A number, or one for each row where they differ.
 void token_counts(const Memory& memory, const std::string& prefix, Config& out) {
-  out[prefix] = memory.tokens;
+  out[prefix] = memory.even() ? Config(memory.tokens) : Config(numbers(memory.counts(torch::zeros({0}))));
   for (const auto& [name, child] : memory.children()) token_counts(child, prefix + name + ".", out);
 }
 
@@ -35,14 +42,26 @@ struct MemoryReader {
   const std::string& path;
   const Safetensors& file;
   const Config& tokens;
+  int64_t rows;
   std::set<std::string> used;
+
+  void read_counts(Memory& memory, const std::string& prefix) const {
+    const auto is_count = [](const Config& n) { return n.is_number_integer() && n.get<int64_t>() >= 0; };
+    const Config said = tokens.value(prefix, Config());
+    if (is_count(said)) {
+      memory.tokens = said.get<int64_t>();
+    } else if (said.is_array() && static_cast<int64_t>(said.size()) == rows &&
+               std::all_of(said.begin(), said.end(), is_count)) {
+      memory.set_counts(torch::tensor(said.get<std::vector<int64_t>>(), torch::kInt64));
+    } else {
+      fail("{}: it says no token count for '{}' (a number, or one for each of {} rows): not a state of this model",
+           path, prefix, rows);
+    }
+  }
 
   Memory read(const Memory& empty, const std::string& prefix) {
     Memory memory;
-    if (!tokens.contains(prefix) || !tokens[prefix].is_number_integer() || tokens[prefix].get<int64_t>() < 0) {
-      fail("{}: it says no token count for '{}': not a state of this model", path, prefix);
-    }
-    memory.tokens = tokens[prefix].get<int64_t>();
+    read_counts(memory, prefix);
     for (const auto& [name, like] : empty.tensors()) {
       const std::string full = prefix + name;
       if (!file.contains(full)) fail("{}: tensor '{}' is missing: not a state of this model", path, full);
@@ -74,17 +93,64 @@ const Memory& Memory::child(const std::string& name) const {
   return found->second;
 }
 
+torch::Tensor Memory::counts(const torch::Tensor& like) const {
+  const auto options = torch::TensorOptions(torch::kInt64).device(like.device());
+  return even() ? torch::full({like.size(0)}, tokens, options) : tokens - behind_.to(like.device());
+}
+
+void Memory::set_counts(const torch::Tensor& counts) {
+  tokens = counts.numel() > 0 ? counts.max().item<int64_t>() : 0;
+  const torch::Tensor behind = tokens - counts;
+  behind_ = behind.any().item<bool>() ? behind : torch::Tensor();
+}
+
+void Memory::advance(int64_t count, const torch::Tensor& keep) {
+  if (keep.defined()) {
+    set_counts(counts(keep) + keep.sum(1));
+  } else {
+    tokens += count;
+  }
+}
+
+void Memory::add_parts(std::vector<Memory*>& parts) {
+  parts.push_back(this);
+  for (auto& [name, part] : children_) part.add_parts(parts);
+}
+
+torch::Tensor Memory::tree_counts(const torch::Tensor& like) const {
+  std::vector<torch::Tensor> all = {counts(like).unsqueeze(1)};
+  for (const auto& [name, part] : children_) all.push_back(part.tree_counts(like));
+  return torch::cat(all, 1);
+}
+
+void Memory::set_tree_counts(const torch::Tensor& counts) {
+  std::vector<Memory*> parts;
+  add_parts(parts);
+  for (size_t i = 0; i < parts.size(); ++i) parts[i]->set_counts(counts.select(1, static_cast<int64_t>(i)));
+}
+
+Memory Memory::map(const std::function<torch::Tensor(const torch::Tensor&)>& f) const {
+  return zip(*this, [&](const torch::Tensor& own, const torch::Tensor&) { return f(own); });
+}
+
+Memory Memory::zip(const Memory& other,
+                   const std::function<torch::Tensor(const torch::Tensor&, const torch::Tensor&)>& f) const {
+  Memory result;
+  result.tokens = tokens;
+  result.behind_ = behind_;
+  for (const auto& [name, tensor] : tensors_) result[name] = f(tensor, other.at(name));
+  for (const auto& [name, part] : children_) result.child(name) = part.zip(other.child(name), f);
+  return result;
+}
+
 Memory Memory::clone() const {
-  Memory copy;
-  copy.tokens = tokens;
-  for (const auto& [name, tensor] : tensors_) copy[name] = tensor.detach().contiguous().clone();
-  for (const auto& [name, part] : children_) copy.child(name) = part.clone();
-  return copy;
+  return map([](const torch::Tensor& t) { return t.detach().contiguous().clone(); });
 }
 
 Memory Memory::select_rows(const torch::Tensor& index) const {
   Memory rows;
   rows.tokens = tokens;
+  if (!even()) rows.set_counts(counts(index).index_select(0, index));
   for (const auto& [name, tensor] : tensors_) rows[name] = tensor.index_select(0, index);
   for (const auto& [name, part] : children_) rows.child(name) = part.select_rows(index);
   return rows;
@@ -101,6 +167,33 @@ TensorMap Memory::flatten() const {
   TensorMap out;
   flatten_into(*this, "", out);
   return out;
+}
+
+torch::Tensor rows_of(const torch::Tensor& chosen, const torch::Tensor& a, const torch::Tensor& b) {
+  torch::Tensor wide = chosen;
+  for (int64_t d = 1; d < a.dim(); ++d) wide = wide.unsqueeze(-1);
+  return torch::where(wide, a, b);
+}
+
+Memory rows_of(const torch::Tensor& chosen, const Memory& a, const Memory& b) {
+  Memory result;
+  result.set_counts(rows_of(chosen, a.counts(chosen), b.counts(chosen)));
+  for (const auto& [name, tensor] : a.tensors()) result[name] = rows_of(chosen, tensor, b.at(name));
+  for (const auto& [name, part] : a.children()) result.child(name) = rows_of(chosen, part, b.child(name));
+  return result;
+}
+
+std::string numbered(const std::string& name, size_t i) {
+  return fmt::format("{}.{}", name, i);
+}
+
+void check_fixed_size(const Memory& empty, const std::string& option, const std::string& kind,
+                      const std::string& therefore) {
+  for (const auto& [name, tensor] : empty.flatten()) {
+    if (tensor.numel() > 0) continue;
+    misuse("{}.kind = \"{}\": its memory grows with the tokens ({} is {} when empty), {}", option, kind, name,
+           fmt::streamed(tensor.sizes()), therefore);
+  }
 }
 
 void save_memory(const std::string& path, const Memory& memory, Metadata metadata) {
@@ -121,7 +214,8 @@ Memory load_memory(const std::string& path, const Memory& empty) {
   const Config tokens =
       text == file.metadata().end() ? Config() : Config::parse(text->second, nullptr, /*allow_exceptions=*/false);
   if (!tokens.is_object()) fail("{}: its metadata 'tokens' is not a table of token counts", path);
-  MemoryReader reader{path, file, tokens, {}};
+  const TensorMap all = empty.flatten();
+  MemoryReader reader{path, file, tokens, all.empty() ? 0 : all.begin()->second.size(0), {}};
   Memory memory = reader.read(empty, "");
   for (const auto& [name, info] : file.tensors()) {
     if (reader.used.count(name) == 0) fail("{}: tensor '{}' does not belong to a state of this model", path, name);

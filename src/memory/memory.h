@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "base/torch.h"
 #include "io/safetensors.h"
@@ -20,8 +22,20 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
-  /// Tokens read so far. The position of the next token.
+  /// Tokens read so far, the position of the next one. Padding is none; where rows have read different numbers of
+  /// tokens, this is the most of them.
   int64_t tokens = 0;
+
+  /// The tokens that each row has read, [B] int64 for `like` [B, ...].
+  torch::Tensor counts(const torch::Tensor& like) const;
+  void set_counts(const torch::Tensor& counts);
+  /// Whether all rows have read the same number of tokens.
+  bool even() const { return !behind_.defined(); }
+  /// `count` more tokens were read, of which keep [B, count] bool are real (undefined: all).
+  void advance(int64_t count, const torch::Tensor& keep);
+  /// The counts of all parts of the tree, [B, parts] int64, for whoever keeps memories as tensors; and back.
+  torch::Tensor tree_counts(const torch::Tensor& like) const;
+  void set_tree_counts(const torch::Tensor& counts);
 
   torch::Tensor& operator[](const std::string& name) { return tensors_[name]; }
   /// Throws Error when there is no such tensor.
@@ -33,6 +47,11 @@ class Memory {
   const TensorMap& tensors() const { return tensors_; }
   const std::map<std::string, Memory>& children() const { return children_; }
 
+  /// A memory of the same structure and counts with f of every tensor.
+  Memory map(const std::function<torch::Tensor(const torch::Tensor&)>& f) const;
+  /// The same with f(own, other's) for two memories of one structure.
+  Memory zip(const Memory& other,
+             const std::function<torch::Tensor(const torch::Tensor&, const torch::Tensor&)>& f) const;
   /// An independent deep copy, cut off from the autograd graph: a fork of the stream.
   Memory clone() const;
   /// The memory of rows index[0], index[1], ...; `index` [R] int64. For beams and for batching streams.
@@ -43,9 +62,25 @@ class Memory {
   TensorMap flatten() const;
 
  private:
+  void add_parts(std::vector<Memory*>& parts);
+
+  torch::Tensor behind_;  // [B] int64, how much fewer than `tokens` each row has read; undefined: none
   TensorMap tensors_;
   std::map<std::string, Memory> children_;
 };
+
+/// Rows [B, ...] of `a` where chosen [B], of `b` elsewhere.
+torch::Tensor rows_of(const torch::Tensor& chosen, const torch::Tensor& a, const torch::Tensor& b);
+/// The same of two memories of one structure.
+Memory rows_of(const torch::Tensor& chosen, const Memory& a, const Memory& b);
+
+/// The name of the i-th of several tensors, "momentum.0".
+std::string numbered(const std::string& name, size_t i);
+
+/// Throws UsageError when some tensor grows with the tokens: "`option` = `kind`: its memory grows with the tokens (k is
+/// ... when empty), `therefore`".
+void check_fixed_size(const Memory& empty, const std::string& option, const std::string& kind,
+                      const std::string& therefore);
 
 /// What a run of tokens does to any memory that it is appended to (see ScannableMixer). It has the same parts.
 using Summary = Memory;

@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "mixers/heads.h"
+#include "mixers/token_positions.h"
 #include "ops/precision.h"
 
 namespace seqloom {
@@ -53,10 +54,6 @@ RopeOptions rope_options(const AttentionOptions& o) {
   rope.high_freq_factor = scaling.high_freq_factor;
   rope.original_max_position = scaling.original_max_position_embeddings;
   return rope;
-}
-
-Tensor consecutive(int64_t first, int64_t count, const Tensor& like) {
-  return torch::arange(first, first + count, like.options().dtype(torch::kInt64).requires_grad(false));
 }
 
 /// The last `limit` entries along `dim`, all when limit < 0.
@@ -194,14 +191,6 @@ Memory Attention::empty_memory(int64_t batch) const {
   return memory;
 }
 
-Tensor Attention::positions(const Tensor& x, const Pass& pass, int64_t first) const {
-  if (!pass.positions.defined()) return consecutive(first, x.size(1), x);
-  if (pass.positions.dim() != 2 || pass.positions.size(0) != x.size(0) || pass.positions.size(1) != x.size(1)) {
-    misuse("positions are {}, expected [{}, {}] as x has", fmt::streamed(pass.positions.sizes()), x.size(0), x.size(1));
-  }
-  return pass.positions;
-}
-
 Attention::Placed Attention::place(const Tensor& x, const Tensor& positions, const Tensor& keep,
                                    const Tensor& phase) const {
   if (is("sinusoidal")) return {x + sinusoidal_at(positions, width()).to(x.scalar_type()), {}, {}};
@@ -278,11 +267,11 @@ Tensor Attention::mix(const Tensor& x, Pass& pass) {
   const Tensor& context = pass.context;
   if (context.defined()) check_context(x, context);
   Tensor keep = pass.layout.keep(x.size(0), x.size(1));
-  const Placed tokens = place(x, positions(x, pass, 0), keep, {});
+  const Placed tokens = place(x, token_positions(x, pass), keep, {});
   Placed source = tokens;
   if (context.defined()) {
     keep = pass.context_layout.keep(context.size(0), context.size(1));
-    source = place(context, consecutive(0, context.size(1), x), keep, {});
+    source = place(context, token_positions(context, Pass()), keep, {});
   }
   const auto [k, v] = keys_values(source);
   return finish(ops::attention(queries(tokens), k, v, rule_for(x.size(1), k.size(2), keep)));
@@ -317,7 +306,7 @@ Tensor Attention::read(const Tensor& x, Memory& memory, Pass& pass) {
   check_memory(memory, x.size(0));
   const int64_t window = options_.window.value_or(0);
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
-  const Placed tokens = place(x, positions(x, pass, memory.tokens), keep, is("carope") ? memory["phase"] : Tensor());
+  const Placed tokens = place(x, token_positions(x, pass, memory), keep, is("carope") ? memory["phase"] : Tensor());
   if (is("carope")) memory["phase"] = tokens.phase;
   // real tokens side by side, here and in the cache: distances between them do not count padding
   const bool stay = memory["k"].size(2) == 0 && keep.defined() && only_in_front(keep);
@@ -352,7 +341,7 @@ void Attention::forget(const Columns& columns, Memory& memory) const {
 
 std::optional<MatrixForm> Attention::matrix(const Tensor& x) {
   const int64_t count = x.size(1);
-  const Placed tokens = place(x, consecutive(0, count, x), {}, {});
+  const Placed tokens = place(x, token_positions(x, Pass()), {}, {});
   const auto [k, v] = keys_values(tokens);
   const Tensor weights = ops::attention_weights(queries(tokens), k, rule_for(count, count, {}));
   return MatrixForm{weights, v.repeat_interleave(options_.heads / kv_heads_, 1),
@@ -390,8 +379,8 @@ void Attention::apply_element(const Memory& element, Memory& memory) {
     for (const char* name : {"k", "v", "keep"}) memory[name] = empty.at(name);
   }
   if (x.size(1) == 0) return;
-  const Tensor positions = consecutive(memory.tokens + dropped, x.size(1), x);
-  const Placed tokens = place(x, positions, {}, is("carope") ? memory["phase"] : Tensor());
+  const Placed tokens =
+      place(x, token_positions(x, Pass(), memory) + dropped, {}, is("carope") ? memory["phase"] : Tensor());
   if (is("carope")) memory["phase"] = tokens.phase;
   const auto [k, v] = keys_values(tokens);
   remember(k, v, {}, memory, options_.window ? *options_.window - 1 : -1);

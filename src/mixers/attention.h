@@ -105,8 +105,6 @@ class Attention final : public ScannableMixer {
   bool is(const char* scheme) const { return options_.position == scheme; }
   void add_position_parameters();
   void add_carope();
-  /// Positions of x's tokens, pass.positions [B, T] or consecutive from `first`, [T].
-  Tensor positions(const Tensor& x, const Pass& pass, int64_t first) const;
   /// keep [B, T] or undefined; phase [B, Hkv, d/2] before the first token, or undefined.
   Placed place(const Tensor& x, const Tensor& positions, const Tensor& keep, const Tensor& phase) const;
   Tensor queries(const Placed& tokens);                         // [B, H, T, d]

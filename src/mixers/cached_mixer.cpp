@@ -1,9 +1,6 @@
 #include "mixers/cached_mixer.h"
 
-#include <fmt/ostream.h>
-
 #include <algorithm>
-#include <functional>
 
 #include "mixers/heads.h"
 #include "ops/precision.h"
@@ -13,41 +10,6 @@ namespace {
 
 /// Of the reads of cached memories at most this many numbers of copied memory at a time.
 constexpr int64_t kCopiedElements = 1 << 24;
-
-using Combine = std::function<Tensor(const Tensor&, const Tensor&)>;
-
-/// combine(a.tensor, b.tensor) for every tensor of the tree; a's token counts.
-Memory combined(const Memory& a, const Memory& b, const Combine& combine) {
-  Memory result;
-  result.tokens = a.tokens;
-  for (const auto& [name, tensor] : a.tensors()) result[name] = combine(tensor, b.at(name));
-  for (const auto& [name, part] : a.children()) result.child(name) = combined(part, b.child(name), combine);
-  return result;
-}
-
-Memory mapped(const Memory& a, const std::function<Tensor(const Tensor&)>& map) {
-  return combined(a, a, [&](const Tensor& t, const Tensor&) { return map(t); });
-}
-
-/// An empty memory under the token count of rows that have read more: its rows have skipped all of those tokens. A
-/// mixer that counts its tokens keeps what each row skipped, [B] int64, under the name "skipped".
-Memory as_if_skipped(const Memory& empty, int64_t tokens) {
-  Memory result;
-  result.tokens = tokens;
-  for (const auto& [name, tensor] : empty.tensors()) result[name] = name == "skipped" ? tensor + tokens : tensor;
-  for (const auto& [name, part] : empty.children()) result.child(name) = as_if_skipped(part, tokens);
-  return result;
-}
-
-void check_fixed_size(const Memory& empty, const std::string& kind) {
-  for (const auto& [name, tensor] : empty.flatten()) {
-    if (tensor.numel() > 0) continue;
-    misuse(
-        "of: the memory of {} grows with the tokens (its {} is {} when empty), so there is nothing to gain from "
-        "keeping copies; choose a recurrent mixer, whose memory has a fixed size",
-        kind, name, fmt::streamed(tensor.sizes()));
-  }
-}
 
 /// weights [B] times t [B, ...].
 Tensor weighted(const Tensor& weights, const Tensor& t) {
@@ -66,7 +28,9 @@ CachedMixer::CachedMixer(int64_t width, const Options& options) : CausalMixer(wi
     misuse("of: {} is not causal, it has no memory that could be cached; choose a recurrent mixer", kind);
   }
   const Memory empty = inner_->empty_memory(1);
-  check_fixed_size(empty, kind);
+  check_fixed_size(empty, "of", kind,
+                   "so that there is nothing to gain from keeping copies; choose a recurrent mixer, whose memory has a "
+                   "fixed size");
   for (const auto& [name, tensor] : empty.flatten()) elements_ += tensor.numel();
   register_module("of", inner_);
   if (options_.has_gates()) u_proj_ = register_module("u_proj", linear(width, width, false));
@@ -75,14 +39,14 @@ CachedMixer::CachedMixer(int64_t width, const Options& options) : CausalMixer(wi
 Memory CachedMixer::empty_memory(int64_t batch) const {
   Memory memory;
   memory.child("online") = inner_->empty_memory(batch);
-  memory.child("cache") =
-      mapped(memory.child("online"), [](const Tensor& t) { return t.detach().unsqueeze(1).narrow(1, 0, 0); });
+  const Tensor parts = memory.child("online").tree_counts(torch::zeros({batch}, state_options()));
+  const auto none = [](const Tensor& t) { return t.detach().unsqueeze(1).narrow(1, 0, 0); };
+  memory.child("cache") = memory.child("online").map(none);
+  memory["cache_tokens"] = none(parts);
   const auto options = state_options();
   memory["context"] = torch::zeros({batch, 0, width()}, options);
   memory["pool"] = torch::zeros({batch, width()}, options);
   memory["count"] = torch::zeros({batch, 0}, options.dtype(torch::kInt64));
-  memory["cache_tokens"] = torch::zeros({batch, 0}, options.dtype(torch::kInt64));
-  memory["skipped"] = torch::zeros({batch}, options.dtype(torch::kInt64));
   return memory;
 }
 
@@ -100,10 +64,7 @@ void CachedMixer::begin_segment(const Stretch& s, Memory& memory) const {
   memory["pool"] = rows_of(begins, torch::zeros_like(memory["pool"]), memory["pool"]);
   if (!options_.restarts()) return;
   Memory fresh = inner_->empty_memory(batch);
-  if (!begins.all().item<bool>()) {  // one token count serves all rows: that of those that go on
-    const Memory& online = memory.child("online");
-    fresh = rows_of(begins, as_if_skipped(fresh, online.tokens), online);
-  }
+  if (!begins.all().item<bool>()) fresh = rows_of(begins, fresh, memory.child("online"));
   memory.child("online") = std::move(fresh);
 }
 
@@ -125,8 +86,8 @@ Tensor CachedMixer::gates(const Stretch& s, const Tensor& sums, const Memory& me
 Tensor CachedMixer::read_caches(const Tensor& x, const Tensor& gates, const Memory& memory) {
   const Memory& cache = memory.child("cache");
   const int64_t B = x.size(0), n = x.size(1), N = gates.size(2);
-  const Tensor tokens = memory.at("cache_tokens")[0].contiguous();
-  const Memory rows = mapped(cache, [](const Tensor& t) { return t.flatten(0, 1); });  // [B N, ...]
+  const Tensor& tokens = memory.at("cache_tokens");                                // [B, N, parts]
+  const Memory rows = cache.map([](const Tensor& t) { return t.flatten(0, 1); });  // [B N, ...]
   const int64_t step = std::max<int64_t>(1, kCopiedElements / (B * N * elements_));
   std::vector<Tensor> outputs;
   for (int64_t begin = 0; begin < n; begin += step) {
@@ -134,13 +95,12 @@ Tensor CachedMixer::read_caches(const Tensor& x, const Tensor& gates, const Memo
     const Tensor part = x.narrow(1, begin, count).unsqueeze(2);  // [B, count, 1, D]
     std::vector<Tensor> reads;                                   // [B, count, .., D] of caches with equal token counts
     for (int64_t i = 0, equal = 0; i < N; i += equal) {
-      const auto at = [&](int64_t j) { return tokens[j].item<int64_t>(); };
-      for (equal = 1; i + equal < N && at(i + equal) == at(i);) ++equal;
+      for (equal = 1; i + equal < N && tokens.select(1, i + equal).equal(tokens.select(1, i));) ++equal;
       const auto options = tokens.options();
       const Tensor index =
           (torch::arange(B, options).view({B, 1, 1}) * N + i + torch::arange(equal, options)).expand({B, count, equal});
       Memory copies = rows.select_rows(index.reshape({-1}));
-      copies.tokens = at(i);
+      copies.set_tree_counts(tokens.flatten(0, 1).index_select(0, index.reshape({-1})));
       const Tensor y = inner_->extend(part.expand({B, count, equal, width()}).reshape({-1, 1, width()}), copies);
       reads.push_back(y.view({B, count, equal, width()}));
     }
@@ -157,7 +117,7 @@ Tensor CachedMixer::read_soup(const Stretch& s, const Tensor& gates, Memory& mem
   for (int64_t t = 0; t < s.x.size(1); ++t) {
     const Tensor x = s.x.narrow(1, t, 1), real = s.real.defined() ? s.real.narrow(1, t, 1) : Tensor();
     const Tensor g = gates.select(1, t);
-    Memory mixed = combined(online, cache, [&](const Tensor& own, const Tensor& kept) {
+    Memory mixed = online.zip(cache, [&](const Tensor& own, const Tensor& kept) {
       if (!own.is_floating_point()) return own;
       Tensor sum = weighted(g.select(1, N), own);
       if (N > 0) sum = sum + torch::matmul(g.narrow(1, 0, N).unsqueeze(1), kept.flatten(2)).view_as(own);
@@ -171,20 +131,18 @@ Tensor CachedMixer::read_soup(const Stretch& s, const Tensor& gates, Memory& mem
 
 /// The segment ends: its memory becomes a cache.
 void CachedMixer::keep(const Stretch& s, const Tensor& sums, Memory& memory) const {
-  const int64_t last = s.x.size(1) - 1, batch = s.x.size(0);
+  const int64_t last = s.x.size(1) - 1;
   Tensor count = s.count.select(1, last);
   if (s.real.defined()) count = count * s.real.select(1, last);  // rows that are not at the end keep nothing
   const auto add = [](const Tensor& kept, const Tensor& fresh) { return torch::cat({kept, fresh.unsqueeze(1)}, 1); };
-  memory.child("cache") = combined(memory.child("online"), memory.child("cache"),
-                                   [&](const Tensor& fresh, const Tensor& kept) { return add(kept, fresh); });
+  memory.child("cache") = memory.child("cache").zip(memory.child("online"), add);
   memory["context"] = add(memory["context"], options_.pooled(sums.select(1, last), count));
   memory["count"] = add(memory["count"], count);
-  memory["cache_tokens"] =
-      add(memory["cache_tokens"], torch::full({batch}, memory.child("online").tokens, count.options()));
+  memory["cache_tokens"] = add(memory["cache_tokens"], memory.child("online").tree_counts(count));
   if (!options_.max_caches) return;
   const auto [first, size] = options_.in_use(memory["count"], 0);
   const auto used = [first = first, size = size](const Tensor& t) { return t.narrow(1, first, size); };
-  memory.child("cache") = mapped(memory.child("cache"), used);
+  memory.child("cache") = memory.child("cache").map(used);
   for (const char* name : {"context", "count", "cache_tokens"}) memory[name] = used(memory[name]);
 }
 
@@ -206,7 +164,7 @@ Tensor CachedMixer::read_stretch(const Stretch& s, Memory& memory) {
 }
 
 Tensor CachedMixer::read(const Tensor& x, Memory& memory, Pass& pass) {
-  const Tensor before = memory.tokens - memory["skipped"];
+  const Tensor before = memory.counts(x);
   const Columns columns(pass.layout, x.size(0), x.size(1), before, options_.segment);
   options_.check_segmentation(memory.tokens, columns.real().defined());
   const bool constant = options_.segmentation == "constant";
@@ -232,7 +190,6 @@ Tensor CachedMixer::read(const Tensor& x, Memory& memory, Pass& pass) {
     begin += size;
     phase = 0;
   }
-  memory["skipped"] = memory["skipped"] + (x.size(1) - columns.counts());
   return columns.scatter(torch::cat(outputs, 1).to(x.scalar_type()));
 }
 

@@ -29,8 +29,10 @@ struct CachedMixerOptions : CachingOptions {
 ///
 /// The running memories of a segment come from one call of the mixer; its reads of N caches are n N rows of one token.
 /// Memory: parts `online`, the running memory, and `cache`, whose tensors are [B, N, ...]; context [B, N, D], count [B,
-/// N] and cache_tokens [B, N] int64 of each cache (count 0: none in this row); pool [B, D], sum of the running
-/// segment's inputs; skipped [B] int64, padding seen.
+/// N] int64, tokens behind each cache (0: none in this row), and cache_tokens [B, N, parts] int64, what the parts of
+/// its memory had counted; pool [B, D], sum of the running segment's inputs.
+///
+/// Positions are the inner mixer's own, counted by its memory: those of the pass are not handed on.
 class CachedMixer final : public CausalMixer {
  public:
   using Options = CachedMixerOptions;
@@ -38,6 +40,8 @@ class CachedMixer final : public CausalMixer {
 
   CachedMixer(int64_t width, const Options& options);
   Memory empty_memory(int64_t batch) const override;
+  void after_step() override { inner_->after_step(); }
+  std::vector<Tensor> without_weight_decay() const override { return inner_->without_weight_decay(); }
 
  protected:
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;

@@ -94,20 +94,6 @@ void CachingOptions::check_budget(int64_t caches, int64_t elements) const {
   }
 }
 
-Tensor rows_of(const Tensor& chosen, const Tensor& a, const Tensor& b) {
-  Tensor wide = chosen;
-  for (int64_t d = 1; d < a.dim(); ++d) wide = wide.unsqueeze(-1);
-  return torch::where(wide, a, b);
-}
-
-Memory rows_of(const Tensor& chosen, const Memory& a, const Memory& b) {
-  Memory result;
-  result.tokens = a.tokens;
-  for (const auto& [name, tensor] : a.tensors()) result[name] = rows_of(chosen, tensor, b.at(name));
-  for (const auto& [name, part] : a.children()) result.child(name) = rows_of(chosen, part, b.child(name));
-  return result;
-}
-
 Tensor memory_weights(const CachingOptions& options, const Tensor& scores, const Tensor& seen) {
   if (!options.has_gates()) return seen.to(scores.scalar_type());
   const auto hidden = [](const Tensor& s, const Tensor& shown) {

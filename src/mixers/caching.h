@@ -7,7 +7,6 @@
 
 #include "base/fields.h"
 #include "base/torch.h"
-#include "memory/memory.h"
 
 namespace seqloom {
 
@@ -38,11 +37,6 @@ struct CachingOptions {
   /// Throws UsageError when `caches` memories of `elements` numbers each are over the budget.
   void check_budget(int64_t caches, int64_t elements) const;
 };
-
-/// Rows [B, ...] of `a` where chosen [B], of `b` elsewhere.
-torch::Tensor rows_of(const torch::Tensor& chosen, const torch::Tensor& a, const torch::Tensor& b);
-/// The same for every tensor of two memories of one mixer; a's token counts.
-Memory rows_of(const torch::Tensor& chosen, const Memory& a, const Memory& b);
 
 /// The weights of N cached memories and, last, of the running one: scores [.., N + 1], seen [.., N + 1] bool (the last
 /// is always seen). A softmax over the seen ones (grm, soup), over the top_k cached ones and the running one (ssc), or

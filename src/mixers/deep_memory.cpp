@@ -33,10 +33,6 @@ torch::nn::Linear head_gate(int64_t width, int64_t heads, double bias) {
   return gate;
 }
 
-std::string numbered(const char* name, size_t i) {
-  return fmt::format("{}.{}", name, i);
-}
-
 ops::DeepMemoryRule rule_of(const DeepMemoryOptions& o) {
   using Optimizer = ops::DeepMemoryRule::Optimizer;
   ops::DeepMemoryRule rule;
@@ -54,10 +50,7 @@ ops::DeepMemoryRule rule_of(const DeepMemoryOptions& o) {
 
 /// The tensors, shared; for a state to go back to.
 Memory same_tensors(const Memory& memory) {
-  Memory same;
-  same.tokens = memory.tokens;
-  for (const auto& [name, tensor] : memory.tensors()) same[name] = tensor;
-  return same;
+  return memory.map([](const Tensor& t) { return t; });
 }
 
 }  // namespace
@@ -185,7 +178,6 @@ Memory DeepMemory::empty_memory(int64_t batch) const {
       memory[name] = torch::zeros({batch, options_.conv_kernel - 1, taps.size(0)}, options);
     }
   }
-  memory["skipped"] = torch::zeros({batch}, options.dtype(torch::kInt64));
   return memory;
 }
 
@@ -267,12 +259,11 @@ bool DeepMemory::store(const State& state, Memory& memory) const {
 
 Tensor DeepMemory::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Memory before = same_tensors(memory);
-  const Columns columns(pass.layout, x.size(0), x.size(1), memory.tokens - memory["skipped"], rule_.chunk);
+  const Columns columns(pass.layout, x.size(0), x.size(1), memory.counts(x), rule_.chunk);
   const Tensor real_x = columns.gather(x);
   const ops::DeepMemoryTokens tokens = project(real_x, memory, columns);
   State state = load(memory);
   const Tensor o = ops::deep_memory(rule_, tokens, columns.phase(), state);
-  memory["skipped"] = memory["skipped"] + (x.size(1) - columns.counts());
   if (!store(state, memory)) name_the_token(x, before, pass);
   return columns.scatter(finish(o, real_x));
 }
@@ -286,8 +277,7 @@ void DeepMemory::name_the_token(const Tensor& x, const Memory& before, const Pas
   for (int64_t t = 0; tokens > 1 && t < tokens; ++t) {
     Pass one;
     if (keep.defined()) one.layout = Layout::masked(keep.narrow(1, t, 1));
-    read(x.narrow(1, t, 1), memory, one);
-    ++memory.tokens;
+    extend(x.narrow(1, t, 1), memory, one);
   }
   fail(
       "the deep memory is no longer finite after token {}: lower max_lr = {:g} (with qk_norm = \"l2\" keep it at most "

@@ -38,9 +38,9 @@ struct DeepMemoryOptions {
 /// `window` tokens. There is no monoid across chunks, so it has no summaries: a stream is handed on.
 ///
 /// Memory: memory.i, momentum.i (not for gd), chunk_start.i [B, H, out, in]; of the last window - 1 tokens window_k
-/// [B, c-1, H, K], window_v [B, c-1, H, V], window_omega [B, c-1, H]; q_conv, k_conv, v_conv [B, kernel-1, H V];
-/// skipped [B] int64, the padding seen, so that (tokens - skipped) mod chunk is a row's place in its chunk. Padding is
-/// taken out before anything else and leaves no trace. A state that is no longer finite is an Error naming the token.
+/// [B, c-1, H, K], window_v [B, c-1, H, V], window_omega [B, c-1, H]; q_conv, k_conv, v_conv [B, kernel-1, H V]. A
+/// row's count of tokens mod chunk is its place in its chunk. Padding is taken out before anything else and leaves no
+/// trace. A state that is no longer finite is an Error naming the token.
 class DeepMemory : public CausalMixer {
  public:
   DeepMemory(int64_t width, const DeepMemoryOptions& options);

@@ -89,7 +89,7 @@ Lawcat::Projected Lawcat::project(const Tensor& x, Memory& memory, Pass& pass) {
   const Columns columns(pass.layout, x);
   Tensor angles;
   if (options_.rope) {
-    angles = rope_angles(token_positions(x, pass, memory.tokens), frequencies_);
+    angles = rope_angles(token_positions(x, pass, memory), frequencies_);
     if (angles.dim() == 3) angles = angles.unsqueeze(1);  // [B, 1, T, K/2]: the same for every head
   }
   Projected p;

@@ -43,7 +43,7 @@ class Layout {
 /// What travels beside x through a stack in one pass.
 struct Pass {
   Layout layout;
-  torch::Tensor positions;  // [B, T] int64 or real; undefined: consecutive from memory.tokens
+  torch::Tensor positions;  // [B, T] int64 or real; undefined: how many tokens stand before (token_positions.h)
   torch::Tensor context;    // [B, S, D], another sequence to attend to
   Layout context_layout;
   std::map<std::string, torch::Tensor> values;  // handed from layer to layer, e.g. RWKV-7's first value

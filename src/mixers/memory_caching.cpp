@@ -24,10 +24,6 @@ MixerEntry memory_caching_entry() {
 
 [[maybe_unused]] const bool registered = mixers().add("memory_caching", memory_caching_entry());
 
-std::string numbered(const char* name, size_t i) {
-  return fmt::format("{}.{}", name, i);
-}
-
 /// t [B, H, N, ...] at index [B] of dimension 2.
 Tensor entry_of(const Tensor& t, const Tensor& index) {
   auto sizes = t.sizes().vec();
@@ -95,7 +91,6 @@ Memory MemoryCaching::empty_memory(int64_t batch) const {
   memory["context"] = torch::zeros({batch, options_.heads, 0, head_width_}, options);
   memory["pool"] = torch::zeros({batch, options_.heads, head_width_}, options);
   memory["count"] = torch::zeros({batch, 0}, options.dtype(torch::kInt64));
-  memory["skipped"] = torch::zeros({batch}, options.dtype(torch::kInt64));
   return memory;
 }
 
@@ -255,7 +250,7 @@ void MemoryCaching::store(const Entries& entries, const Running& running, Memory
 }
 
 Tensor MemoryCaching::read(const Tensor& x, Memory& memory, Pass& pass) {
-  const Tensor before = memory.tokens - memory["skipped"];
+  const Tensor before = memory.counts(x);
   const Columns columns(pass.layout, x.size(0), x.size(1), before, options_.segment);
   options_.check_segmentation(memory.tokens, columns.real().defined());
   const std::vector<int64_t> sizes = options_.cut(columns.size(), columns.phase());
@@ -280,7 +275,6 @@ Tensor MemoryCaching::read(const Tensor& x, Memory& memory, Pass& pass) {
   }
   drop_unused(entries, 1);
   store(entries, running, memory);
-  memory["skipped"] = memory["skipped"] + (x.size(1) - columns.counts());
   const Tensor y = merge_heads(torch::cat(outputs, 2).transpose(1, 2)).to(x.scalar_type());
   return columns.scatter(out_proj_(y));
 }

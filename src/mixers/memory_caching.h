@@ -33,7 +33,7 @@ struct MemoryCachingOptions : CachingOptions {
 ///
 /// Memory: cache.j [B, H, N, out, in], the last entry the running one; context [B, H, N, d]; count [B, N] int64, tokens
 /// behind each entry (0: none in this row); pool [B, H, d], sum of the running segment's keys; extra.j: what the
-/// running memory needs besides; skipped [B] int64, padding seen.
+/// running memory needs besides.
 class MemoryCaching final : public CausalMixer {
  public:
   using Options = MemoryCachingOptions;
@@ -56,7 +56,17 @@ class MemoryCaching final : public CausalMixer {
       "of = { kind = 'gated_deltanet', heads = 2, head_dim = 4, use_short_conv = false }\nsegment = 12\n"
       "aggregate = 'residual'\nmax_caches = 2",
       "of = { kind = 'linear_attention', heads = 2, normalize = false }\nsegment = 10\naggregate = 'soup'",
-      "of = { kind = 'titans', heads = 2, chunk = 4 }\nsegment = 6"};
+      "of = { kind = 'titans', heads = 2, chunk = 4 }\nsegment = 6",
+      "of = { kind = 'nalaformer', heads = 2 }\nsegment = 6",
+      "of = { kind = 'retnet', heads = 2 }\nsegment = 5\nsegment_init = 'checkpoint'",
+      "of = { kind = 'lawcat', heads = 2, rope = true }\nsegment = 7",
+      "of = { kind = 'titans_mag', persistent = 2, memory = { kind = 'titans', heads = 2, chunk = 4 }, attention = { "
+      "heads = 2, window = 5, position = 'rope' } }\nsegment = 6",
+      "of = { kind = 'titans_mal', persistent = 1, memory = { kind = 'gla', heads = 2 }, attention = { heads = 2, "
+      "window "
+      "= 3 } }\nsegment = 7\nsegment_init = 'checkpoint'",
+      "of = { kind = 'titans_mac', persistent = 2, memory = { kind = 'titans', heads = 2, chunk = 4 }, attention = { "
+      "heads = 2 }, segment = 4 }\nsegment = 6"};
 
   MemoryCaching(int64_t width, const Options& options);
   Memory empty_memory(int64_t batch) const override;

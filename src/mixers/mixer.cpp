@@ -73,7 +73,7 @@ Tensor CausalMixer::extend(const Tensor& x, Memory& memory, Pass& pass) {
   const Shapes before = shapes_of(memory);
   Tensor y = read(x, memory, pass);
   release_slices(memory, before);
-  memory.tokens += x.size(1);
+  memory.advance(x.size(1), pass.layout.keep(x.size(0), x.size(1)));
   return y;
 }
 

@@ -72,7 +72,7 @@ class CausalMixer : public Mixer {
   Tensor extend(const Tensor& x, Memory& memory);
 
  protected:
-  /// As `extend`; memory.tokens is the position of x's first token and is advanced by the caller.
+  /// As `extend`; the memory's counts are those before x's first token and are advanced by the caller.
   virtual Tensor read(const Tensor& x, Memory& memory, Pass& pass) = 0;
   Tensor mix(const Tensor& x, Pass& pass) override;
 };

@@ -2,6 +2,7 @@
 
 #include "blocks/positions.h"
 #include "mixers/heads.h"
+#include "mixers/token_positions.h"
 #include "ops/gated_linear_attention.h"
 #include "ops/precision.h"
 
@@ -61,7 +62,6 @@ std::vector<std::string> Nalaformer::context() const {
 
 Memory Nalaformer::empty_memory(int64_t batch) const {
   Memory memory = identity_element(batch);
-  memory["skipped"] = torch::zeros({batch}, state_options().dtype(torch::kInt64));
   if (conv1d_) memory["lepe"] = conv1d_->empty_window(batch, state_options());
   return memory;
 }
@@ -88,16 +88,8 @@ Tensor Nalaformer::grid_angles(int64_t tokens) const {
   return torch::cat({rope_angles(at.floor_divide(columns), frequencies_), rope_angles(at % columns, frequencies_)}, -1);
 }
 
-Tensor Nalaformer::angles(const Tensor& x, const Tensor& positions, int64_t first) const {
-  if (options_.layout == "2d") return grid_angles(x.size(1)).to(x.device());
-  if (!positions.defined()) {
-    const auto options = x.options().dtype(torch::kInt64).requires_grad(false);
-    return rope_angles(torch::arange(first, first + x.size(1), options), frequencies_);
-  }
-  if (positions.dim() != 2 || positions.size(0) != x.size(0) || positions.size(1) != x.size(1)) {
-    misuse("positions have {} dimensions, expected [B, T] = [{}, {}]", positions.dim(), x.size(0), x.size(1));
-  }
-  return rope_angles(positions, frequencies_);
+Tensor Nalaformer::angles(const Tensor& x, const Tensor& positions) const {
+  return options_.layout == "2d" ? grid_angles(x.size(1)).to(x.device()) : rope_angles(positions, frequencies_);
 }
 
 Nalaformer::Projected Nalaformer::project(const Tensor& x, const Tensor& keep, const Tensor& angles) {
@@ -136,19 +128,18 @@ Tensor Nalaformer::finish(const Tensor& o, const Tensor& lepe, const Tensor& gat
 
 Tensor Nalaformer::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
-  const Projected p = project(x, keep, angles(x, pass.positions, memory.tokens));
+  const Projected p = project(x, keep, angles(x, token_positions(x, pass, memory)));
   const auto [numerator, S] = ops::gated_linear_attention(
       p.q_turned, p.k_turned, split_heads(ops::widened(p.v), options_.heads), {}, 1, memory["S"]);
   const Tensor z = memory["z"].unsqueeze(1) + p.k.cumsum(1);
 
   const Tensor real = keep.defined() ? keep.to(torch::kInt64) : torch::ones({x.size(0), x.size(1)}, torch::kInt64);
-  const Tensor seen = (memory.tokens - memory["skipped"]).unsqueeze(1) + real.to(x.device()).cumsum(1);
+  const Tensor seen = memory.counts(x).unsqueeze(1) + real.to(x.device()).cumsum(1);
   // padding before the first token has seen none: a 0 would make its unused output NaN, and so the gradients
   const Tensor normaliser = (p.q * z).sum(-1) + options_.eps * seen.clamp_min(1).unsqueeze(-1);
 
   memory["S"] = S;
   memory["z"] = z.select(1, z.size(1) - 1);
-  if (keep.defined()) memory["skipped"] = memory["skipped"] + keep.logical_not().sum(1);
   const Tensor lepe = conv1d_ ? conv1d_->forward(p.v, memory["lepe"], Columns(pass.layout, x)) : Tensor();
   return finish(numerator / normaliser.unsqueeze(-1), lepe, p.gate);
 }
@@ -156,7 +147,7 @@ Tensor Nalaformer::read(const Tensor& x, Memory& memory, Pass& pass) {
 Tensor Nalaformer::mix(const Tensor& x, Pass& pass) {
   if (options_.causal) return ScannableMixer::mix(x, pass);
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
-  const Projected p = project(x, keep, angles(x, pass.positions, 0));
+  const Projected p = project(x, keep, angles(x, token_positions(x, pass)));
   const Tensor S = torch::einsum("bthk,bthv->bhkv", {p.k_turned, split_heads(ops::widened(p.v), options_.heads)});
   const Tensor tokens = keep.defined() ? keep.sum(1).clamp_min(1).view({-1, 1, 1})
                                        : torch::full({1, 1, 1}, x.size(1), x.options().dtype(torch::kInt64));
@@ -166,7 +157,7 @@ Tensor Nalaformer::mix(const Tensor& x, Pass& pass) {
 }
 
 std::optional<MatrixForm> Nalaformer::matrix(const Tensor& x) {
-  const Projected p = project(x, {}, angles(x, {}, 0));
+  const Projected p = project(x, {}, angles(x, token_positions(x, Pass())));
   const auto products = [](const Tensor& q, const Tensor& k) { return torch::einsum("bihk,bjhk->bhij", {q, k}); };
   Tensor weights = products(p.q_turned, p.k_turned), normaliser = products(p.q, p.k), local;
   Tensor tokens = torch::full({1}, x.size(1), weights.options().requires_grad(false));
@@ -184,11 +175,10 @@ std::optional<MatrixForm> Nalaformer::matrix(const Tensor& x) {
                     [this, local, gate = p.gate](const Tensor& o) { return finish(o.transpose(1, 2), local, gate); }};
 }
 
-Tensor Nalaformer::moved(const Tensor& S, int64_t tokens) const {
-  if (tokens == 0) return S;
+Tensor Nalaformer::moved(const Tensor& S, const Tensor& tokens) const {
   const Tensor by_channel = S.unflatten(2, {2, head_width_}).transpose(-1, -2);  // [B, H, 2, K of v, K of k]
-  const Tensor angles = rope_angles(torch::full({1}, tokens, torch::kInt64), frequencies_).to(S.device());
-  return rotate(by_channel, angles, "interleaved").transpose(-1, -2).flatten(2, 3);
+  const Tensor angles = rope_angles(tokens, frequencies_).to(S.device());
+  return rotate(by_channel, angles.view({-1, 1, 1, 1, angles.size(-1)}), "interleaved").transpose(-1, -2).flatten(2, 3);
 }
 
 Memory Nalaformer::identity_element(int64_t batch) const {
@@ -199,7 +189,7 @@ Memory Nalaformer::identity_element(int64_t batch) const {
 }
 
 Memory Nalaformer::element(const Tensor& x, Memory& memory) {
-  const Projected p = project(x, {}, angles(x, {}, 0));
+  const Projected p = project(x, {}, angles(x, token_positions(x, Pass())));
   if (conv1d_) conv1d_->forward(p.v, memory["lepe"]);
   Memory element;
   element["S"] = torch::einsum("bthk,bthv->bhkv", {p.k_turned, split_heads(ops::widened(p.v), options_.heads)});
@@ -209,13 +199,13 @@ Memory Nalaformer::element(const Tensor& x, Memory& memory) {
 
 Memory Nalaformer::combine_elements(const Memory& left, const Memory& right) const {
   Memory both;
-  both["S"] = left.at("S") + moved(right.at("S"), left.tokens);
+  both["S"] = left.at("S") + moved(right.at("S"), torch::tensor({left.tokens}));
   both["z"] = left.at("z") + right.at("z");
   return both;
 }
 
 void Nalaformer::apply_element(const Memory& element, Memory& memory) {
-  memory["S"] = memory["S"] + moved(element.at("S"), memory.tokens);
+  memory["S"] = memory["S"] + moved(element.at("S"), memory.counts(element.at("S")));
   memory["z"] = memory["z"] + element.at("z");
 }
 

@@ -40,9 +40,8 @@ struct NalaformerOptions {
 ///   y = W ( LayerNorm(o + lepe) * silu(g) ),  lepe = a depthwise convolution of v
 /// R rotates both halves by the token's position, the normaliser is not rotated. Sums are over s <= t and N = t where
 /// causal, else over all N tokens.
-/// Memory: S [B, H, 2K, K] (of rotated keys), z [B, H, 2K], skipped [B] (how many of the tokens were padding: N is the
-/// number of the others), lepe [B, D, lepe_kernel-1]. Element: S and z as if its first token were at position 0;
-/// combining turns the right one's S by the left one's length and adds.
+/// Memory: S [B, H, 2K, K] (of rotated keys), z [B, H, 2K], lepe [B, D, lepe_kernel-1]. Element: S and z as if its
+/// first token were at position 0; combining turns the right one's S by the left one's length and adds.
 class Nalaformer final : public ScannableMixer {
  public:
   using Options = NalaformerOptions;
@@ -83,10 +82,10 @@ class Nalaformer final : public ScannableMixer {
   Projected project(const Tensor& x, const Tensor& keep, const Tensor& angles);
   Tensor query_features(const Tensor& q) const;
   Tensor key_features(const Tensor& k) const;
-  Tensor angles(const Tensor& x, const Tensor& positions, int64_t first) const;
+  Tensor angles(const Tensor& x, const Tensor& positions) const;
   Tensor grid_angles(int64_t tokens) const;  // [T, K/2]
-  /// S [B, H, 2K, K] of tokens that stand `tokens` later.
-  Tensor moved(const Tensor& S, int64_t tokens) const;
+  /// S [B, H, 2K, K] of tokens that stand `tokens` later, [B] or [1] int64.
+  Tensor moved(const Tensor& S, const Tensor& tokens) const;
   /// The value's convolution, not causal. v [B, T, D].
   Tensor lepe(const Tensor& v, const Columns& columns);
   /// o [B, T, H, K], lepe [B, T, D] or undefined -> y [B, T, D].

@@ -75,40 +75,40 @@ Tensor RetNet::finish(const Tensor& o, const Tensor& x) {
 }
 
 Tensor RetNet::read(const Tensor& x, Memory& memory, Pass& pass) {
-  const auto [q, k, v, log_decay] = project(x, token_positions(x, pass, memory.tokens), pass.layout);
+  const auto [q, k, v, log_decay] = project(x, token_positions(x, pass, memory), pass.layout);
   const auto [o, S] = ops::gated_linear_attention(q, k, v, log_decay, scale(), memory["S"]);
   memory["S"] = S;
   return finish(o, x);
 }
 
 std::optional<MatrixForm> RetNet::matrix(const Tensor& x) {
-  const auto [q, k, v, log_decay] = project(x, token_positions(x, Pass(), 0), Layout());
+  const auto [q, k, v, log_decay] = project(x, token_positions(x, Pass()), Layout());
   return MatrixForm{ops::gated_linear_attention_matrix(q, k, log_decay, scale()), v.transpose(1, 2),
                     [this, x](const Tensor& o) { return finish(o.transpose(1, 2), x); }};
 }
 
 Memory RetNet::element(const Tensor& x, Memory&) {
-  const auto [q, k, v, log_decay] = project(x, token_positions(x, Pass(), 0), Layout());
+  const auto [q, k, v, log_decay] = project(x, token_positions(x, Pass()), Layout());
   Memory element;
   element["S"] = std::get<1>(ops::gated_linear_attention(q, k, v, log_decay, scale(), {}));
   return element;
 }
 
-Tensor RetNet::appended(const Tensor& state, int64_t before, const Memory& element) const {
+Tensor RetNet::appended(const Tensor& state, const Tensor& before, const Memory& element) const {
   const Tensor decay = (head_decays() * static_cast<double>(element.tokens)).exp().view({-1, 1, 1});
-  const Tensor angles = rope_angles(torch::tensor({before}), frequencies_).to(state.device());
+  const Tensor angles = rope_angles(before, frequencies_).to(state.device()).unsqueeze(1).unsqueeze(1);
   const Tensor turned = rotate(element.at("S").transpose(-1, -2), angles, options_.rope.layout).transpose(-1, -2);
   return decay * state + turned;
 }
 
 Memory RetNet::combine_elements(const Memory& left, const Memory& right) const {
   Memory both;
-  both["S"] = appended(left.at("S"), left.tokens, right);
+  both["S"] = appended(left.at("S"), torch::tensor({left.tokens}), right);
   return both;
 }
 
 void RetNet::apply_element(const Memory& element, Memory& memory) {
-  memory["S"] = appended(memory["S"], memory.tokens, element);
+  memory["S"] = appended(memory["S"], memory.counts(memory["S"]), element);
 }
 
 }  // namespace seqloom

@@ -62,8 +62,8 @@ class RetNet final : public ScannableMixer {
   Tensor head_decays() const;                       // log gamma [H]
   Tensor finish(const Tensor& o, const Tensor& x);  // [B, T, H, V] -> [B, T, D]
   double scale() const;
-  /// The state after `element`, which begins `before` tokens after where `state` was counted from.
-  Tensor appended(const Tensor& state, int64_t before, const Memory& element) const;
+  /// The state after `element`, which begins `before` tokens ([B] or [1] int64) after where `state` was counted from.
+  Tensor appended(const Tensor& state, const Tensor& before, const Memory& element) const;
 
   Options options_;
   int64_t key_width_, value_width_;

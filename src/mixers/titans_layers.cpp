@@ -1,7 +1,5 @@
 #include "mixers/titans_layers.h"
 
-#include <fmt/ostream.h>
-
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -48,14 +46,11 @@ ops::AttentionRule rule_of(double scale, std::optional<int64_t> window) {
   return rule;
 }
 
-void check_fixed_size(const Memory& empty, const Config& table) {
-  for (const auto& [name, tensor] : empty.flatten()) {
-    if (tensor.numel() > 0) continue;
-    misuse(
-        "memory: that of {} grows with the tokens (its {} is {} when empty), but titans_mac copies it at every "
-        "segment; choose a recurrent mixer, or titans_mag or titans_mal",
-        table["kind"].get<std::string>(), name, fmt::streamed(tensor.sizes()));
-  }
+/// The rows in which nothing was read, [B] bool; undefined: none.
+Tensor unread_rows(const Memory& memory, const Tensor& like) {
+  if (memory.even() && memory.tokens > 0) return {};
+  const Tensor unread = memory.counts(like).eq(0);
+  return unread.any().item<bool>() ? unread : Tensor();
 }
 
 }  // namespace
@@ -105,10 +100,10 @@ Memory PrefixAttention::empty_memory(int64_t batch, int64_t prefix, const torch:
   return memory;
 }
 
-void PrefixAttention::begin(const Tensor& prefix, Memory& memory) {
+void PrefixAttention::begin(const Tensor& prefix, const Tensor& rows, Memory& memory) {
   const Tensor places = torch::arange(prefix.size(1), prefix.options().dtype(torch::kInt64).requires_grad(false));
-  memory["prefix_k"] = turned(heads_of(k_proj_, prefix), places.unsqueeze(0));
-  memory["prefix_v"] = heads_of(v_proj_, prefix);
+  memory["prefix_k"] = rows_of(rows, turned(heads_of(k_proj_, prefix), places.unsqueeze(0)), memory["prefix_k"]);
+  memory["prefix_v"] = rows_of(rows, heads_of(v_proj_, prefix), memory["prefix_v"]);
 }
 
 Tensor PrefixAttention::extend(const Tensor& x, const Tensor& positions, const Tensor& known, const Columns& columns,
@@ -177,8 +172,14 @@ Memory TitansLayer::empty_memory(int64_t batch) const {
   Memory memory;
   memory.child("memory") = inner_->empty_memory(batch);
   memory.child("attention") = attention_->empty_memory(batch, persistent_.size(0), state_options());
-  memory["skipped"] = torch::zeros({batch}, state_options().dtype(torch::kInt64));
   return memory;
+}
+
+Tensor TitansLayer::recall_persistent(const Tensor& rows, Memory& memory) const {
+  const Tensor prefix = persistent(rows.size(0));
+  Pass pass;  // to the other rows P is padding
+  if (!rows.all().item<bool>()) pass.layout = Layout::masked(rows.unsqueeze(1).expand({-1, prefix.size(1)}));
+  return inner_->extend(prefix, memory.child("memory"), pass);
 }
 
 Tensor TitansLayer::recall(const Tensor& x, Memory& memory, Pass& pass) const {
@@ -191,17 +192,11 @@ Tensor TitansLayer::recall(const Tensor& x, Memory& memory, Pass& pass) const {
 
 Tensor TitansLayer::attend(const Tensor& x, Memory& memory, const Pass& pass) const {
   const Columns columns(pass.layout, x);
-  const Tensor before = memory.tokens - memory["skipped"];
+  const Tensor before = memory.counts(x);
   const Tensor positions = pass.positions.defined()
                                ? columns.gather(pass.positions)
                                : before.unsqueeze(1) + torch::arange(columns.size(), before.options());
-  const Tensor y = attention_->extend(columns.gather(x), positions, before, columns, memory.child("attention"));
-  count_padding(columns, x.size(1), memory);
-  return columns.scatter(y);
-}
-
-void TitansLayer::count_padding(const Columns& columns, int64_t tokens, Memory& memory) const {
-  memory["skipped"] = memory["skipped"] + (tokens - columns.counts());
+  return columns.scatter(attention_->extend(columns.gather(x), positions, before, columns, memory.child("attention")));
 }
 
 TitansMag::TitansMag(int64_t width, const Options& o)
@@ -210,9 +205,9 @@ TitansMag::TitansMag(int64_t width, const Options& o)
 }
 
 Tensor TitansMag::read(const Tensor& x, Memory& memory, Pass& pass) {
-  if (memory.tokens == 0) {
-    inner_->extend(persistent(x.size(0)), memory.child("memory"));
-    attention_->begin(persistent(x.size(0)), memory.child("attention"));
+  if (const Tensor rows = unread_rows(memory.child("memory"), x); rows.defined()) {
+    recall_persistent(rows, memory);
+    attention_->begin(persistent(x.size(0)), rows, memory.child("attention"));
   }
   const Tensor gate = torch::sigmoid(norm_->forward(recall(x, memory, pass)));
   return attend(x, memory, pass) * gate;
@@ -222,9 +217,8 @@ TitansMal::TitansMal(int64_t width, const Options& o)
     : TitansLayer(width, o, window_options(o), window_options(o).window) {}
 
 Tensor TitansMal::read(const Tensor& x, Memory& memory, Pass& pass) {
-  if (memory.tokens == 0) {
-    const Tensor answers = inner_->extend(persistent(x.size(0)), memory.child("memory"));
-    attention_->begin(answers, memory.child("attention"));
+  if (const Tensor rows = unread_rows(memory.child("memory"), x); rows.defined()) {
+    attention_->begin(recall_persistent(rows, memory), rows, memory.child("attention"));
   }
   return attend(recall(x, memory, pass), memory, pass);
 }
@@ -232,7 +226,8 @@ Tensor TitansMal::read(const Tensor& x, Memory& memory, Pass& pass) {
 TitansMac::TitansMac(int64_t width, const Options& o)
     : TitansLayer(width, o, read_options<PrefixAttentionOptions>(o.attention, "attention"), 2 * o.segment),
       segment_(o.segment) {
-  check_fixed_size(inner_->empty_memory(1), o.memory);
+  check_fixed_size(inner_->empty_memory(1), "memory", o.memory["kind"].get<std::string>(),
+                   "but titans_mac copies it at every segment; choose a recurrent mixer, or titans_mag or titans_mal");
 }
 
 Memory TitansMac::empty_memory(int64_t batch) const {
@@ -241,11 +236,9 @@ Memory TitansMac::empty_memory(int64_t batch) const {
   return memory;
 }
 
-/// Rows whose first token begins a segment get a fresh copy. Both memories have read the same tokens, so that one token
-/// count serves all rows.
+/// Rows whose first token begins a segment get a fresh copy.
 void TitansMac::renew_copy(const Stretch& s, Memory& memory) const {
-  const auto options = torch::TensorOptions(torch::kInt64).device(s.x.device());
-  Memory fresh = memory.child("memory").select_rows(torch::arange(s.x.size(0), options));
+  Memory fresh = memory.child("memory").map([](const Tensor& t) { return t.clone(); });
   if (s.real.defined()) fresh = rows_of(s.real.select(1, 0), fresh, memory.child("copy"));
   memory.child("copy") = std::move(fresh);
 }
@@ -277,8 +270,10 @@ Tensor TitansMac::read_stretch(const Stretch& s, Memory& memory, Pass& pass) con
 }
 
 Tensor TitansMac::read(const Tensor& x, Memory& memory, Pass& pass) {
-  if (memory.tokens == 0) attention_->begin(persistent(x.size(0)), memory.child("attention"));
-  const Tensor read_before = memory.tokens - memory["skipped"];
+  const Tensor read_before = memory.counts(x);
+  if (const Tensor rows = unread_rows(memory, x); rows.defined()) {
+    attention_->begin(persistent(x.size(0)), rows, memory.child("attention"));
+  }
   const Columns columns(pass.layout, x.size(0), x.size(1), read_before, segment_);
   Tensor before = read_before.remainder(segment_);
   const Tensor real_x = columns.gather(x);
@@ -296,7 +291,6 @@ Tensor TitansMac::read(const Tensor& x, Memory& memory, Pass& pass) {
     before = torch::zeros_like(before);
     place = 0;
   }
-  count_padding(columns, x.size(1), memory);
   return columns.scatter(torch::cat(outputs, 1));
 }
 

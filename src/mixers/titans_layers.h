@@ -29,8 +29,8 @@ class PrefixAttention : public torch::nn::Module {
 
   /// Before the prefix, of `prefix` tokens.
   Memory empty_memory(int64_t batch, int64_t prefix, const torch::TensorOptions& options) const;
-  /// Reads the prefix [B, N, D], before any token.
-  void begin(const Tensor& prefix, Memory& memory);
+  /// The chosen rows [B] bool read the prefix [B, N, D], before any token.
+  void begin(const Tensor& prefix, const Tensor& rows, Memory& memory);
   /// x [B, C, D] of `columns`, which have no chunks, at `positions` [B, C] behind the prefix; `known` [B] int64: how
   /// many tokens of the memory are seen at most.
   Tensor extend(const Tensor& x, const Tensor& positions, const Tensor& known, const Columns& columns, Memory& memory);
@@ -56,8 +56,8 @@ struct TitansLayerOptions {
 /// What the three Titans layers (Behrouz et al. 2025, arXiv 2501.00663, sec. 4) have in common: a long-term memory M,
 /// any causal mixer; attention over what is near; P, N learned persistent tokens before the sequence.
 ///
-/// Memory: child "memory" of M; child "attention" of PrefixAttention; skipped [B] int64, the padding seen. P is read
-/// with the first token.
+/// Memory: child "memory" of M; child "attention" of PrefixAttention. A row that has read nothing reads P before its
+/// first token.
 class TitansLayer : public CausalMixer {
  public:
   Memory empty_memory(int64_t batch) const override;
@@ -69,11 +69,12 @@ class TitansLayer : public CausalMixer {
               int64_t window);
 
   Tensor persistent(int64_t batch) const { return persistent_.unsqueeze(0).expand({batch, -1, -1}); }
+  /// M(P), read in the given rows [B] bool; what it is in the others, nobody knows.
+  Tensor recall_persistent(const Tensor& rows, Memory& memory) const;
   /// M(x), where M has read P already.
   Tensor recall(const Tensor& x, Memory& memory, Pass& pass) const;
   /// Attention of x [B, T, D] over P and the last tokens; padding is passed over.
   Tensor attend(const Tensor& x, Memory& memory, const Pass& pass) const;
-  void count_padding(const Columns& columns, int64_t tokens, Memory& memory) const;
 
   std::shared_ptr<CausalMixer> inner_;
   std::shared_ptr<PrefixAttention> attention_;

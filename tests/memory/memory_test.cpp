@@ -76,6 +76,71 @@ TEST(MemoryTree, ClonesSelectsAndMeasures) {
   EXPECT_THROW(rows.child("none"), Error);
 }
 
+/// Rows of 7 and 4 tokens, as an inner memory has them.
+Memory uneven_example() {
+  Memory memory = example();
+  memory.child("inner").set_counts(torch::tensor({7, 4}));
+  return memory;
+}
+
+TEST(MemoryCounts, PaddingIsNoToken) {
+  Memory memory = example();
+  EXPECT_TRUE(memory.even());
+  memory.advance(2, {});
+  EXPECT_EQ(memory.tokens, 9);
+  memory.advance(3, torch::tensor({{true, true, true}, {false, true, false}}));
+  EXPECT_FALSE(memory.even());
+  EXPECT_EQ(memory.tokens, 12);
+  memory.advance(1, {});
+  EXPECT_TRUE(memory.counts(memory.at("S")).equal(torch::tensor({13, 11})));
+  memory.advance(2, torch::tensor({{false, false}, {true, true}}));
+  EXPECT_TRUE(memory.even()) << "the shorter row has caught up";
+  EXPECT_EQ(memory.tokens, 13);
+}
+
+TEST(MemoryCounts, GoWithTheirRows) {
+  Memory memory = uneven_example();
+  EXPECT_TRUE(memory.tree_counts(memory.at("S")).equal(torch::tensor({{7, 7}, {7, 4}})));
+  const auto inner_counts = [](const Memory& m, int64_t rows) { return m.child("inner").counts(torch::zeros({rows})); };
+  EXPECT_TRUE(inner_counts(memory.clone(), 2).equal(torch::tensor({7, 4})));
+  EXPECT_TRUE(inner_counts(memory.select_rows(torch::tensor({1, 0, 1})), 3).equal(torch::tensor({4, 7, 4})));
+  const Memory shorter = memory.select_rows(torch::tensor({1}));
+  EXPECT_TRUE(shorter.child("inner").even());
+  EXPECT_EQ(shorter.child("inner").tokens, 4);
+
+  const Memory other = example();  // 7 and 5 tokens
+  const Memory mixed = rows_of(torch::tensor({false, true}), memory, other);
+  EXPECT_TRUE(mixed.even());
+  EXPECT_TRUE(inner_counts(mixed, 2).equal(torch::tensor({5, 4})));
+  EXPECT_TRUE(mixed.at("S")[0].equal(other.at("S")[0]));
+  EXPECT_TRUE(mixed.at("S")[1].equal(memory["S"][1]));
+  memory.set_tree_counts(torch::tensor({{1, 2}, {1, 3}}));
+  EXPECT_EQ(memory.tokens, 1);
+  EXPECT_TRUE(inner_counts(memory, 2).equal(torch::tensor({2, 3})));
+}
+
+TEST(MemoryTree, MapsAndZips) {
+  const Memory a = example(), b = example();
+  const Memory sum = a.zip(b, [](const Tensor& x, const Tensor& y) { return x + y; });
+  EXPECT_TRUE(sum.child("inner").at("k").equal(a.child("inner").at("k") + b.child("inner").at("k")));
+  EXPECT_EQ(sum.child("inner").tokens, 5);
+  EXPECT_TRUE(a.map([](const Tensor& t) { return -t; }).at("S").equal(-a.at("S")));
+  EXPECT_THROW(a.zip(Memory(), [](const Tensor& x, const Tensor&) { return x; }), Error);
+}
+
+TEST(MemoryTree, SaysWhichPartGrows) {
+  EXPECT_NO_THROW(check_fixed_size(example(), "of", "gla", "which is bad"));
+  try {
+    check_fixed_size(empty_example(), "of", "attention", "which is bad");
+    ADD_FAILURE() << "not refused";
+  } catch (const UsageError& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "of.kind = \"attention\": its memory grows with the tokens (inner.k is [2, 0, 6] when empty), which is "
+        "bad");
+  }
+}
+
 class MemoryFile : public InTemporaryFolder {};
 
 TEST_F(MemoryFile, ComesBackBitByBit) {
@@ -85,6 +150,22 @@ TEST_F(MemoryFile, ComesBackBitByBit) {
   EXPECT_EQ(loaded.tokens, 7);
   EXPECT_EQ(loaded.child("inner").tokens, 5);
   for (const auto& [name, tensor] : memory.flatten()) EXPECT_TRUE(loaded.flatten().at(name).equal(tensor)) << name;
+}
+
+TEST_F(MemoryFile, KeepsTheCountsOfRows) {
+  save_memory(path("m"), uneven_example(), {});
+  const Memory loaded = load_memory(path("m"), empty_example());
+  EXPECT_TRUE(loaded.even());
+  EXPECT_TRUE(loaded.tree_counts(loaded.at("S")).equal(torch::tensor({{7, 7}, {7, 4}})));
+}
+
+TEST_F(MemoryFile, WrongCountsAreRefused) {
+  for (const char* counts :
+       {R"({"": 7})", R"({"": 7, "inner.": [1]})", R"({"": 7, "inner.": [1, 2, 3]})", R"({"": 7, "inner.": [1, -2]})",
+        R"({"": 7, "inner.": [1, 2.5]})", R"({"": 7, "inner.": -1})", R"({"": "7", "inner.": 1})", "[7]", "7 7"}) {
+    save_safetensors(path("m"), example().flatten(), {{"format", "seqloom-memory-1"}, {"tokens", counts}});
+    EXPECT_THROW(load_memory(path("m"), empty_example()), Error) << counts;
+  }
 }
 
 TEST_F(MemoryFile, OtherStructuresAreRefused) {

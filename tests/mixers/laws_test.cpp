@@ -236,32 +236,36 @@ TEST_P(Laws, Layout) {
 }
 
 /// Each row reads its real tokens as if it stood alone, wherever padding stands among them and in whatever chunks they
-/// come: a batch of prompts of several lengths goes on as its rows would.
+/// come: a batch of prompts of several lengths goes on as its rows would, told where its tokens stand or not.
 TEST_P(Laws, PaddingLeavesNoTrace) {
   if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
   const torch::NoGradGuard no_grad;
-  Tensor keep = torch::rand({kBatch, kTokens}) < 0.6;
-  keep.index_put_({0, torch::indexing::Slice(9, 12)}, false);   // a row without a token in one chunk
-  keep.index_put_({1, torch::indexing::Slice(0, 8)}, false);    // padding on the left,
-  keep.index_put_({1, torch::indexing::Slice(20, 28)}, false);  // on the right of a chunk,
-  keep.narrow(1, 28, kTokens - 28).fill_(true);                 // and none at all
-  Memory memory = causal->empty_memory(kBatch);
-  std::vector<Memory> alone;
-  for (int64_t row = 0; row < kBatch; ++row) alone.push_back(causal->empty_memory(1));
-  int64_t begin = 0;
-  for (const int64_t end : {9, 10, 12, 28, 29, 37}) {
-    Pass pass;
-    pass.positions = (keep.cumsum(1) - 1).narrow(1, begin, end - begin).clamp_min(0);
-    const Tensor kept = keep.narrow(1, begin, end - begin);
-    if (begin < 28) pass.layout = Layout::masked(kept);
-    const Tensor y = causal->extend(part(begin, end), memory, pass);
-    for (int64_t row = 0; row < kBatch; ++row) {
-      const Tensor real = part(begin, end)[row].index({kept[row]}).unsqueeze(0);
-      if (real.size(1) == 0) continue;
-      const Tensor want = causal->extend(real, alone[static_cast<size_t>(row)]);
-      expect_close(y[row].index({kept[row]}), want[0], "real tokens among padding");
+  for (const bool told : {false, true}) {
+    SCOPED_TRACE(told ? "positions given" : "positions counted");
+    Tensor keep = torch::rand({kBatch, kTokens}) < 0.6;
+    keep.index_put_({0, torch::indexing::Slice(9, 12)}, false);   // a row without a token in one chunk
+    keep.index_put_({1, torch::indexing::Slice(0, 8)}, false);    // padding on the left,
+    keep.index_put_({1, torch::indexing::Slice(20, 28)}, false);  // on the right of a chunk,
+    keep.narrow(1, 28, kTokens - 28).fill_(true);                 // and none at all
+    Memory memory = causal->empty_memory(kBatch);
+    std::vector<Memory> alone;
+    for (int64_t row = 0; row < kBatch; ++row) alone.push_back(causal->empty_memory(1));
+    int64_t begin = 0;
+    for (const int64_t end : {9, 10, 12, 28, 29, 37}) {
+      Pass pass;
+      if (told) pass.positions = (keep.cumsum(1) - 1).narrow(1, begin, end - begin).clamp_min(0);
+      const Tensor kept = keep.narrow(1, begin, end - begin);
+      if (begin < 28) pass.layout = Layout::masked(kept);
+      const Tensor y = causal->extend(part(begin, end), memory, pass);
+      for (int64_t row = 0; row < kBatch; ++row) {
+        const Tensor real = part(begin, end)[row].index({kept[row]}).unsqueeze(0);
+        if (real.size(1) == 0) continue;
+        const Tensor want = causal->extend(real, alone[static_cast<size_t>(row)]);
+        expect_close(y[row].index({kept[row]}), want[0], "real tokens among padding");
+      }
+      begin = end;
     }
-    begin = end;
+    EXPECT_TRUE(memory.counts(x).equal(keep.sum(1))) << "tokens that each row has read";
   }
 }
 
