@@ -80,7 +80,7 @@ std::optional<MatrixForm> Aaren::matrix(const Tensor& x) {
   return MatrixForm{weights, values(x), [this](const Tensor& o) { return finish(o); }};
 }
 
-Memory Aaren::element(const Tensor& x, Memory& memory) {
+Memory Aaren::element(const Tensor& x, Memory& memory, Pass& pass) {
   Memory total;
   store(ops::softmax_total(scores(x), values(x)), total);
   return total;

@@ -36,7 +36,7 @@ class Aaren final : public ScannableMixer {
  protected:
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory identity_element(int64_t batch) const override { return empty_memory(batch); }
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

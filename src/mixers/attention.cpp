@@ -359,7 +359,7 @@ Memory Attention::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Attention::element(const Tensor& x, Memory& memory) {
+Memory Attention::element(const Tensor& x, Memory& memory, Pass& pass) {
   Memory element;
   element["x"] = last(x, 1, element_limit()).clone();  // does not hold on to the tokens that were dropped
   return element;

@@ -90,7 +90,7 @@ class Attention final : public ScannableMixer {
   Tensor mix(const Tensor& x, Pass& pass) override;
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

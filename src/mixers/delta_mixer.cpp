@@ -83,7 +83,7 @@ Memory DeltaMixer::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory DeltaMixer::element(const Tensor& x, Memory& memory) {
+Memory DeltaMixer::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = projected(x, memory, Layout());
   // A state [I | 0] that reads values [0 | v] ends as [P | S].
   const Memory start = identity_element(x.size(0));

@@ -40,7 +40,7 @@ class DeltaMixer : public ScannableMixer {
   int64_t reach() const override { return has_conv() ? q_conv1d_->kernel() - 1 : 0; }
   std::vector<std::string> context() const override;
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

@@ -111,7 +111,7 @@ Memory Gla::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Gla::element(const Tensor& x, Memory& memory) {
+Memory Gla::element(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v, log_decay] = project(x, memory, Layout());
   Memory element;
   element["log_decay"] = log_decay.sum(1);

@@ -62,7 +62,7 @@ class Gla final : public ScannableMixer {
   int64_t reach() const override { return options_.use_short_conv ? options_.conv_size - 1 : 0; }
   std::vector<std::string> context() const override;
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

@@ -66,7 +66,7 @@ Memory Hgrn::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Hgrn::element(const Tensor& x, Memory&) {
+Memory Hgrn::element(const Tensor& x, Memory&, Pass& pass) {
   const Recurrence r = recurrence(x, Layout());
   Memory element;
   element["log_decay"] = r.log_decay.sum(1);

@@ -54,11 +54,6 @@ Lawcat::Lawcat(int64_t width, const Options& o)
   o_proj_ = register_module("o_proj", linear(queries, width, false));
 }
 
-std::vector<std::string> Lawcat::context() const {
-  if (options_.rope) return {};
-  return {"q_conv", "k_conv"};
-}
-
 Memory Lawcat::empty_memory(int64_t batch) const {
   const int64_t heads = options_.heads, window = options_.conv_size - 1;
   Memory memory;
@@ -142,10 +137,6 @@ std::optional<MatrixForm> Lawcat::matrix(const Tensor& x) {
 
 Memory Lawcat::identity_element(int64_t batch) const {
   Memory element;
-  if (options_.rope) {
-    element["x"] = torch::zeros({batch, 0, width()}, state_options());
-    return element;
-  }
   const int64_t gates = options_.gate == "vector" ? feature_width_ : 1;
   element["log_decay"] = torch::zeros({batch, options_.heads, gates}, state_options());
   element["S"] = torch::zeros({batch, options_.heads, feature_width_, head_width_}, state_options());
@@ -153,15 +144,9 @@ Memory Lawcat::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Lawcat::element(const Tensor& x, Memory& memory) {
-  Memory element;
-  if (options_.rope) {
-    element["x"] = x;
-    return element;
-  }
-  Pass pass;
+Memory Lawcat::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = project(x, memory, pass);
-  Memory sums = empty_memory(x.size(0));
+  Memory sums = empty_memory(x.size(0)), element;
   attend(p, sums);
   const Tensor log_decay = p.log_decay.sum(1);
   element["log_decay"] = options_.gate == "vector" ? log_decay : log_decay.unsqueeze(-1);
@@ -172,10 +157,6 @@ Memory Lawcat::element(const Tensor& x, Memory& memory) {
 
 Memory Lawcat::combine_elements(const Memory& left, const Memory& right) const {
   Memory both;
-  if (options_.rope) {
-    both["x"] = torch::cat({left.at("x"), right.at("x")}, 1);
-    return both;
-  }
   const Tensor decay = right.at("log_decay").exp();
   both["log_decay"] = left.at("log_decay") + right.at("log_decay");
   both["S"] = decay.unsqueeze(-1) * left.at("S") + right.at("S");
@@ -184,12 +165,6 @@ Memory Lawcat::combine_elements(const Memory& left, const Memory& right) const {
 }
 
 void Lawcat::apply_element(const Memory& element, Memory& memory) {
-  if (options_.rope) {
-    const Tensor x = element.at("x").to(o_proj_->weight.scalar_type());
-    Pass pass;
-    if (x.size(1) > 0) attend(project(x, memory, pass), memory);
-    return;
-  }
   const Tensor decay = element.at("log_decay").exp();
   memory["S"] = decay.unsqueeze(-1) * memory["S"] + element.at("S");
   memory["z"] = decay * memory["z"] + element.at("z");

@@ -56,8 +56,8 @@ class HedgehogMap : public torch::nn::Module {
 ///   o_t = S_t^T phi(q_t) / (phi(q_t) . z_t + eps),  log a = logsigmoid(W2 W1 x + b) / normalizer
 /// Memory: S [B, H, F, V], z [B, H, F] for F = width of phi, and the last inputs of the convolutions q_conv [B, W-1,
 /// H K], k_conv [B, W-1, Hkv K] in time order. Element: log_decay [B, H, F or 1] (sum of log a), S, z. With rope, phi
-/// of a key depends on its absolute position, which a summary does not know: then the element is the tokens x [B, n,
-/// D]. Shows "attn" [B, T, H, V], the heads' outputs that stage one of the distillation compares with the teacher's.
+/// of a key depends on its absolute position, so that a run is summarised for where it stands. Shows "attn" [B, T, H,
+/// V], the heads' outputs that stage one of the distillation compares with the teacher's.
 class Lawcat final : public ScannableMixer {
  public:
   using Options = LawcatOptions;
@@ -76,10 +76,11 @@ class Lawcat final : public ScannableMixer {
 
  protected:
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
-  int64_t reach() const override { return options_.rope ? 0 : options_.conv_size - 1; }
-  std::vector<std::string> context() const override;
+  int64_t reach() const override { return options_.conv_size - 1; }
+  std::vector<std::string> context() const override { return {"q_conv", "k_conv"}; }
+  bool positioned() const override { return options_.rope; }
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

@@ -87,7 +87,7 @@ std::optional<MatrixForm> LinearAttention::matrix(const Tensor& x) {
   return MatrixForm{weights, v.transpose(1, 2), [this](const Tensor& o) { return finish(o.transpose(1, 2)); }};
 }
 
-Memory LinearAttention::element(const Tensor& x, Memory& memory) {
+Memory LinearAttention::element(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v] = project(x, Layout());
   Memory sums;
   sums["S"] = torch::einsum("bthk,bthv->bhkv", {ops::widened(k), ops::widened(v)});

@@ -118,7 +118,7 @@ Memory Mamba::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Mamba::element(const Tensor& x, Memory& memory) {
+Memory Mamba::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Selected s = select(x, memory, Layout());
   Memory element;
   element["log_decay"] = A() * step_size(s).sum(1).unsqueeze(-1);

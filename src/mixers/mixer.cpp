@@ -2,11 +2,23 @@
 
 #include <fmt/ostream.h>
 
+#include "mixers/token_positions.h"
+
 namespace seqloom {
 namespace {
 
 void copy_context(const std::vector<std::string>& names, const Memory& from, Memory& to) {
   for (const auto& name : names) to[name] = from.at(name);
+}
+
+Memory part_of(const Memory& run, int64_t begin, int64_t count) {
+  return run.map([&](const Tensor& t) { return t.narrow(1, begin, count); });
+}
+
+/// Of two runs, of which an empty one has no say in the type.
+Tensor joined_in_time(const Tensor& left, const Tensor& right) {
+  if (left.size(1) == 0 || right.size(1) == 0) return left.size(1) == 0 ? right : left;
+  return torch::cat({left.to(right.scalar_type()), right}, 1);
 }
 
 }  // namespace
@@ -82,9 +94,30 @@ Tensor CausalMixer::mix(const Tensor& x, Pass& pass) {
   return read(x, memory, pass);
 }
 
-Memory ScannableMixer::counted_element(const Tensor& x, Memory& memory) {
-  Memory result = element(x, memory);
-  result.tokens = x.size(1);
+Memory ScannableMixer::run_of(const Tensor& x, const Pass& pass) const {
+  Memory run;
+  run["x"] = x;
+  if (positioned()) {
+    if (!pass.positions.defined()) misuse("a summary of this mixer depends on where its tokens stand: give positions");
+    run["positions"] = given_positions(x, pass);
+  }
+  for (const auto& name : takes()) {
+    const auto value = pass.values.find(name);
+    if (value == pass.values.end() || value->second.sizes() != x.sizes()) {
+      misuse("a summary of this mixer needs the values '{}' of a layer before it, {} as x", name,
+             fmt::streamed(x.sizes()));
+    }
+    run[name] = value->second;
+  }
+  return run;
+}
+
+Memory ScannableMixer::element_of(const Memory& run, Memory& memory) {
+  Pass pass;
+  if (positioned()) pass.positions = run.at("positions");
+  for (const auto& name : takes()) pass.values[name] = run.at(name);
+  Memory result = element(run.at("x"), memory, pass);
+  result.tokens = run.at("x").size(1);
   return result;
 }
 
@@ -97,52 +130,61 @@ Memory ScannableMixer::counted_combine(const Memory& left, const Memory& right) 
 Summary ScannableMixer::identity(int64_t batch) const {
   Summary summary;
   const Memory empty = empty_memory(batch);
-  summary["head"] = torch::zeros({batch, 0, width()}, state_options());
+  Pass nothing;
+  const Tensor no_tokens = torch::zeros({batch, 0, width()}, state_options());
+  nothing.positions = torch::zeros({batch, 0}, state_options().dtype(torch::kInt64));
+  for (const auto& name : takes()) nothing.values[name] = no_tokens;
+  summary.child("head") = run_of(no_tokens, nothing);
   summary.child("element") = identity_element(batch);
   copy_context(context(), empty, summary.child("tail"));
   return summary;
 }
 
 Summary ScannableMixer::summarize(const Tensor& x) {
+  return summarize(x, Pass());
+}
+
+Summary ScannableMixer::summarize(const Tensor& x, const Pass& pass) {
   check_input(x);
+  if (!pass.layout.is_dense()) misuse("a summary counts its tokens in all rows: give rows without padding");
+  const Memory run = run_of(x, pass);
   const int64_t head = std::min(x.size(1), reach());
   Summary summary;
   summary.tokens = x.size(1);
-  summary["head"] = x.narrow(1, 0, head);
+  summary.child("head") = part_of(run, 0, head);
   Memory local = empty_memory(x.size(0));
-  if (head > 0) element(summary["head"], local);  // only for the context that it leaves
+  if (head > 0) element_of(summary.child("head"), local);  // only for the context that it leaves
   summary.child("element") =
-      head < x.size(1) ? counted_element(x.narrow(1, head, x.size(1) - head), local) : identity_element(x.size(0));
+      head < x.size(1) ? element_of(part_of(run, head, x.size(1) - head), local) : identity_element(x.size(0));
   copy_context(context(), local, summary.child("tail"));
   return summary;
 }
 
 Summary ScannableMixer::combine(const Summary& left, const Summary& right) {
-  const Tensor& right_head = right.at("head");
-  const int64_t batch = right_head.size(0);
+  const Memory& right_head = right.child("head");
+  const int64_t batch = right_head.at("x").size(0), waiting = right_head.at("x").size(1);
   Memory local = empty_memory(batch);
   copy_context(context(), left.child("tail"), local);
   // Tokens that are still too near the left end to have their whole context stay in the head.
-  const int64_t stay = std::clamp<int64_t>(reach() - left.tokens, 0, right_head.size(1));
-  const int64_t known = right_head.size(1) - stay;
+  const int64_t stay = std::clamp<int64_t>(reach() - left.tokens, 0, waiting);
 
   Summary both;
   both.tokens = left.tokens + right.tokens;
-  const Tensor still = right_head.narrow(1, 0, stay);
-  both["head"] = torch::cat({left.at("head").to(still.scalar_type()), still}, 1);
-  if (stay > 0) element(still, local);
-  Memory front = known > 0
-                     ? counted_combine(left.child("element"), counted_element(right_head.narrow(1, stay, known), local))
-                     : counted_combine(left.child("element"), identity_element(batch));
+  const Memory still = part_of(right_head, 0, stay);
+  both.child("head") = left.child("head").zip(still, joined_in_time);
+  if (stay > 0) element_of(still, local);
+  Memory front = counted_combine(
+      left.child("element"),
+      stay < waiting ? element_of(part_of(right_head, stay, waiting - stay), local) : identity_element(batch));
   both.child("element") = counted_combine(front, right.child("element"));
   copy_context(context(), right.tokens >= reach() ? right.child("tail") : local, both.child("tail"));
   return both;
 }
 
 void ScannableMixer::apply(const Summary& summary, Memory& memory) {
-  const Tensor& head = summary.at("head");
-  if (head.size(1) > 0) {
-    const Memory first = counted_element(head, memory);
+  const Memory& head = summary.child("head");
+  if (head.at("x").size(1) > 0) {
+    const Memory first = element_of(head, memory);
     apply_element(first, memory);
     memory.tokens += first.tokens;
   }

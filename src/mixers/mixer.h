@@ -39,6 +39,9 @@ class Mixer : public torch::nn::Module {
   /// The mixing matrix view of dense rows, where the mixer has one.
   virtual std::optional<MatrixForm> matrix(const Tensor& x) { return std::nullopt; }
 
+  /// The pass.values that it cannot do without, [B, T, D] each: what a layer before it hands on.
+  virtual std::vector<std::string> takes() const { return {}; }
+
   /// Called by the trainer after each optimiser step: where what is learned without gradients moves, such as a codebook
   /// that follows its keys. It may use what the step's training forward passes left behind.
   virtual void after_step() {}
@@ -83,7 +86,7 @@ class CausalMixer : public Mixer {
 /// A mixer says how a run of tokens becomes an *element* of its monoid, how elements combine and act. What is common is
 /// done here: where a token's element depends on the `reach` tokens before it (a short convolution feeds the scan), the
 /// first tokens of a run cannot be summarised before their left neighbours are known. A summary therefore holds
-///   head     the run's first min(T, reach) tokens as they came, [B, n, D]
+///   head     the run's first min(T, reach) tokens as they came: x [B, n, D], and what an element takes from the pass
 ///   element  of the tokens after the head
 ///   tail     the context (convolution windows) behind the run's last token
 /// and combine() turns the right one's head into an element as soon as the left one supplies the context.
@@ -92,6 +95,10 @@ class ScannableMixer : public CausalMixer {
   using CausalMixer::CausalMixer;
 
   Summary identity(int64_t batch) const;
+  /// x [B, T, D], T >= 1, without padding. `pass` has the values that the mixer takes; and the positions [B, T] where
+  /// it is `positioned`, else they are consecutive from wherever the run is appended. What a mixer hands on itself is
+  /// handed on by reading.
+  Summary summarize(const Tensor& x, const Pass& pass);
   Summary summarize(const Tensor& x);
   /// `left` is the earlier one.
   Summary combine(const Summary& left, const Summary& right);
@@ -103,15 +110,21 @@ class ScannableMixer : public CausalMixer {
   /// The tensors of the memory that hold that look back, e.g. {"conv"}.
   virtual std::vector<std::string> context() const { return {}; }
 
+  /// Whether an element depends on where its tokens stand, so that no summary is made without pass.positions.
+  virtual bool positioned() const { return false; }
+
   virtual Memory identity_element(int64_t batch) const = 0;
   /// The element of x [B, T, D], T >= 1; reads the context tensors of `memory` and advances them, touches nothing else.
-  virtual Memory element(const Tensor& x, Memory& memory) = 0;
+  /// `pass` has the values that the mixer takes, and the positions where it is positioned.
+  virtual Memory element(const Tensor& x, Memory& memory, Pass& pass) = 0;
   virtual Memory combine_elements(const Memory& left, const Memory& right) const = 0;
-  /// memory.tokens is the position of the element's first token; element.tokens its number of tokens.
+  /// The memory's counts are those before the element's first token; element.tokens is its number of tokens.
   virtual void apply_element(const Memory& element, Memory& memory) = 0;
 
  private:
-  Memory counted_element(const Tensor& x, Memory& memory);
+  /// A run of tokens: x and, of the pass, what elements are made of.
+  Memory run_of(const Tensor& x, const Pass& pass) const;
+  Memory element_of(const Memory& run, Memory& memory);
   Memory counted_combine(const Memory& left, const Memory& right) const;
 };
 

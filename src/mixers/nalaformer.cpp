@@ -188,7 +188,7 @@ Memory Nalaformer::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Nalaformer::element(const Tensor& x, Memory& memory) {
+Memory Nalaformer::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = project(x, {}, angles(x, token_positions(x, Pass())));
   if (conv1d_) conv1d_->forward(p.v, memory["lepe"]);
   Memory element;

@@ -69,7 +69,7 @@ class Nalaformer final : public ScannableMixer {
   int64_t reach() const override { return std::max<int64_t>(0, options_.lepe_kernel - 1); }
   std::vector<std::string> context() const override;
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

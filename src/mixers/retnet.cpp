@@ -87,7 +87,7 @@ std::optional<MatrixForm> RetNet::matrix(const Tensor& x) {
                     [this, x](const Tensor& o) { return finish(o.transpose(1, 2), x); }};
 }
 
-Memory RetNet::element(const Tensor& x, Memory&) {
+Memory RetNet::element(const Tensor& x, Memory&, Pass& pass) {
   const auto [q, k, v, log_decay] = project(x, token_positions(x, Pass()), Layout());
   Memory element;
   element["S"] = std::get<1>(ops::gated_linear_attention(q, k, v, log_decay, scale(), {}));

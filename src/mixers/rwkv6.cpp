@@ -98,7 +98,7 @@ Memory Rwkv6::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Rwkv6::element(const Tensor& x, Memory& memory) {
+Memory Rwkv6::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = project(x, memory, Layout());
   Memory element;
   element["log_decay"] = p.w.sum(1);

@@ -45,6 +45,11 @@ Rwkv7::Rwkv7(int64_t width, const Options& o)
   w_lora_->bias().copy_(-6 * shift_ramp(width));  // channels from slow to quick decay
 }
 
+std::vector<std::string> Rwkv7::takes() const {
+  if (options_.layer == 0) return {};
+  return {"v_first"};
+}
+
 Memory Rwkv7::empty_memory(int64_t batch) const {
   Memory memory;
   memory["S"] = torch::zeros({batch, heads_, head_width_, head_width_}, state_options());
@@ -133,8 +138,7 @@ Memory Rwkv7::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Rwkv7::element(const Tensor& x, Memory& memory) {
-  Pass pass;
+Memory Rwkv7::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = project(x, memory, pass);
   // A state [I | 0] that reads values [0 | v] ends as [P | S].
   const Memory start = identity_element(x.size(0));

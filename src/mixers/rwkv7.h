@@ -39,12 +39,14 @@ class Rwkv7 final : public ScannableMixer {
   static constexpr const char* about =
       "S_t = (diag(w) - kk (kk a)^T) S_{t-1} + k v^T: a delta rule with vector gates (RWKV-7, Peng et al. 2025)";
   static constexpr const char* trials[] = {
-      "heads = 2", "heads = 3\ndecay_low_rank_dim = 4\na_low_rank_dim = 5\ngate_low_rank_dim = 6\nnorm_eps = 1e-3"};
+      "heads = 2", "heads = 3\ndecay_low_rank_dim = 4\na_low_rank_dim = 5\ngate_low_rank_dim = 6\nnorm_eps = 1e-3",
+      "heads = 2\nlayer = 1\nv_low_rank_dim = 4"};
 
   Rwkv7(int64_t width, const Options& options);
 
   Memory empty_memory(int64_t batch) const override;
   std::optional<MatrixForm> matrix(const Tensor& x) override;
+  std::vector<std::string> takes() const override;
   std::vector<Tensor> without_weight_decay() const override { return {r_k_}; }
 
  protected:
@@ -52,7 +54,7 @@ class Rwkv7 final : public ScannableMixer {
   int64_t reach() const override { return 1; }
   std::vector<std::string> context() const override { return {"shift"}; }
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

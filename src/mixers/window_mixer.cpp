@@ -47,7 +47,7 @@ Memory WindowMixer::identity_element(int64_t batch) const {
   return nothing;
 }
 
-Memory WindowMixer::element(const Tensor& x, Memory& memory) {
+Memory WindowMixer::element(const Tensor& x, Memory& memory, Pass& pass) {
   Memory run;
   run["x"] = joined(identity_element(x.size(0)).at("x"), x, window_);
   return run;

@@ -24,7 +24,7 @@ class WindowMixer : public ScannableMixer {
   void remember(const Tensor& fresh, const Columns& columns, Memory& memory) const;
 
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 

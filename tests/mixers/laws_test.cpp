@@ -27,6 +27,32 @@ class Laws : public testing::TestWithParam<Trial> {
 
   Tensor part(int64_t begin, int64_t end) const { return x.narrow(1, begin, end - begin); }
 
+  /// What a mixer takes from a layer before it: some function of the tokens.
+  Pass beside(const Tensor& tokens) const {
+    Pass pass;
+    for (const auto& name : mixer->takes()) pass.values[name] = tokens.sin();
+    return pass;
+  }
+  Tensor forward(const Tensor& tokens) {
+    Pass pass = beside(tokens);
+    return mixer->forward(tokens, pass);
+  }
+  Tensor extend(const Tensor& tokens, Memory& memory) {
+    Pass pass = beside(tokens);
+    return causal->extend(tokens, memory, pass);
+  }
+  Memory read_all(const Tensor& tokens) {
+    Memory memory = causal->empty_memory(tokens.size(0));
+    extend(tokens, memory);
+    return memory;
+  }
+  /// Of tokens begin .. end of x, which stand there.
+  Summary summarize(int64_t begin, int64_t end) {
+    Pass pass = beside(part(begin, end));
+    pass.positions = torch::arange(begin, end).expand({kBatch, end - begin});
+    return scannable->summarize(part(begin, end), pass);
+  }
+
   std::shared_ptr<Mixer> mixer;
   CausalMixer* causal = nullptr;
   ScannableMixer* scannable = nullptr;
@@ -49,23 +75,17 @@ void expect_same_memory(const Memory& got, const Memory& want, double tolerance 
   for (const auto& [name, tensor] : b) expect_close(a.at(name), tensor, name.c_str(), tolerance);
 }
 
-Memory read_all(CausalMixer& mixer, const Tensor& x) {
-  Memory memory = mixer.empty_memory(x.size(0));
-  mixer.extend(x, memory);
-  return memory;
-}
-
 TEST_P(Laws, Split) {
   if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
   const torch::NoGradGuard no_grad;
-  const Tensor whole = mixer->forward(x);
-  const Memory at_once = read_all(*causal, x);
+  const Tensor whole = forward(x);
+  const Memory at_once = read_all(x);
   for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{17, 1, 2, 17}, {1, 1, 1, 34}, {36, 1}, {5, 32}}) {
     Memory memory = causal->empty_memory(kBatch);
     std::vector<Tensor> outputs;
     int64_t begin = 0;
     for (const int64_t size : sizes) {
-      outputs.push_back(causal->extend(part(begin, begin + size), memory));
+      outputs.push_back(extend(part(begin, begin + size), memory));
       begin += size;
     }
     expect_close(torch::cat(outputs, 1), whole, "split outputs");
@@ -78,8 +98,8 @@ TEST_P(Laws, TokenByToken) {
   const torch::NoGradGuard no_grad;
   Memory memory = causal->empty_memory(kBatch);
   std::vector<Tensor> outputs;
-  for (int64_t t = 0; t < kTokens; ++t) outputs.push_back(causal->extend(part(t, t + 1), memory));
-  expect_close(torch::cat(outputs, 1), mixer->forward(x), "streamed outputs");
+  for (int64_t t = 0; t < kTokens; ++t) outputs.push_back(extend(part(t, t + 1), memory));
+  expect_close(torch::cat(outputs, 1), forward(x), "streamed outputs");
 }
 
 TEST_P(Laws, Causality) {
@@ -88,8 +108,7 @@ TEST_P(Laws, Causality) {
   Tensor other = x.clone();
   other.narrow(1, 20, kTokens - 20).normal_();
   // equal up to the order of summation, which may follow the values' strength of decay
-  expect_close(mixer->forward(other).narrow(1, 0, 20), mixer->forward(x).narrow(1, 0, 20), "outputs before the change",
-               1e-5);
+  expect_close(forward(other).narrow(1, 0, 20), forward(x).narrow(1, 0, 20), "outputs before the change", 1e-5);
 }
 
 TEST_P(Laws, Combine) {
@@ -97,9 +116,7 @@ TEST_P(Laws, Combine) {
   const torch::NoGradGuard no_grad;
   // pieces shorter than a convolution's window as well
   for (const auto& [i, j] : {std::pair<int64_t, int64_t>{15, 26}, {1, 2}, {2, 3}, {20, 21}, {35, 36}}) {
-    const Summary a = scannable->summarize(part(0, i)), b = scannable->summarize(part(i, j)),
-                  c = scannable->summarize(part(j, kTokens));
-    const Summary whole = scannable->summarize(x);
+    const Summary a = summarize(0, i), b = summarize(i, j), c = summarize(j, kTokens), whole = summarize(0, kTokens);
     const Summary left = scannable->combine(scannable->combine(a, b), c);
     const Summary right = scannable->combine(a, scannable->combine(b, c));
     expect_same_memory(left, right);
@@ -107,20 +124,20 @@ TEST_P(Laws, Combine) {
     expect_same_memory(scannable->combine(scannable->identity(kBatch), b), b, 0);
     expect_same_memory(scannable->combine(b, scannable->identity(kBatch)), b, 0);
 
-    Memory memory = read_all(*causal, part(0, i));
+    Memory memory = read_all(part(0, i));
     scannable->apply(b, memory);
     scannable->apply(c, memory);
-    expect_same_memory(memory, read_all(*causal, x));
+    expect_same_memory(memory, read_all(x));
     Memory from_nothing = causal->empty_memory(kBatch);
     scannable->apply(whole, from_nothing);
-    expect_same_memory(from_nothing, read_all(*causal, x));
+    expect_same_memory(from_nothing, read_all(x));
   }
 }
 
 TEST_P(Laws, AStateOfFixedSizeHoldsNoMoreThanItself) {
   if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
   const torch::NoGradGuard no_grad;
-  const Memory memory = read_all(*causal, x);
+  const Memory memory = read_all(x);
   const TensorMap empty = causal->empty_memory(kBatch).flatten();
   for (const auto& [name, tensor] : memory.flatten()) {
     const auto first = empty.find(name);
@@ -134,25 +151,25 @@ TEST_P(Laws, Snapshot) {
   const torch::NoGradGuard no_grad;
   const std::string path =
       (std::filesystem::temp_directory_path() / fmt::format("seqloom_laws_{}.safetensors", getpid())).string();
-  Memory memory = read_all(*causal, part(0, 20));
+  Memory memory = read_all(part(0, 20));
   save_memory(path, memory, {});
   Memory loaded = load_memory(path, causal->empty_memory(kBatch));
   std::filesystem::remove(path);
   Memory forked = memory.clone();
-  const Tensor expected = causal->extend(part(20, kTokens), memory);
-  EXPECT_TRUE(causal->extend(part(20, kTokens), loaded).equal(expected)) << "restored stream differs";
-  EXPECT_TRUE(causal->extend(part(20, kTokens), forked).equal(expected)) << "forked stream differs";
+  const Tensor expected = extend(part(20, kTokens), memory);
+  EXPECT_TRUE(extend(part(20, kTokens), loaded).equal(expected)) << "restored stream differs";
+  EXPECT_TRUE(extend(part(20, kTokens), forked).equal(expected)) << "forked stream differs";
 }
 
 TEST_P(Laws, Rows) {
   if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
   const torch::NoGradGuard no_grad;
-  Memory both = read_all(*causal, part(0, 20));
+  Memory both = read_all(part(0, 20));
   Memory swapped = both.select_rows(torch::tensor({1, 0, 1}));
-  const Tensor y = causal->extend(part(20, kTokens), both);
+  const Tensor y = extend(part(20, kTokens), both);
   const Tensor rows = torch::tensor({1, 0, 1});
-  expect_close(causal->extend(part(20, kTokens).index_select(0, rows), swapped), y.index_select(0, rows),
-               "selected rows", 1e-5);
+  expect_close(extend(part(20, kTokens).index_select(0, rows), swapped), y.index_select(0, rows), "selected rows",
+               1e-5);
 }
 
 TEST_P(Laws, GradientOfReference) {
@@ -160,7 +177,7 @@ TEST_P(Laws, GradientOfReference) {
   mixer->to(torch::kFloat64);
   Tensor input = torch::randn({kBatch, 9, kTrialWidth}, torch::kFloat64).requires_grad_(true);
   const Tensor cotangent = torch::randn({kBatch, 9, kTrialWidth}, torch::kFloat64);
-  const auto value = [&] { return (mixer->forward(input) * cotangent).sum(); };
+  const auto value = [&] { return (forward(input) * cotangent).sum(); };
   std::vector<Tensor> leaves = mixer->parameters();
   leaves.push_back(input);
   const auto gradients = torch::autograd::grad({value()}, leaves, {}, false, false, /*allow_unused=*/true);
@@ -186,8 +203,7 @@ TEST_P(Laws, GradientOfFusedKernels) {
   leaves.push_back(input);
   const auto gradients = [&](bool fused) {
     ops::set_fused_enabled(fused);
-    const auto result =
-        torch::autograd::grad({(mixer->forward(input) * cotangent).sum()}, leaves, {}, false, false, true);
+    const auto result = torch::autograd::grad({(forward(input) * cotangent).sum()}, leaves, {}, false, false, true);
     ops::set_fused_enabled(true);
     return result;
   };
@@ -201,10 +217,10 @@ TEST_P(Laws, GradientThroughSplit) {
   if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
   Tensor input = x.clone().requires_grad_(true);
   const Tensor cotangent = torch::randn_like(x);
-  const Tensor whole = torch::autograd::grad({(mixer->forward(input) * cotangent).sum()}, {input})[0];
+  const Tensor whole = torch::autograd::grad({(forward(input) * cotangent).sum()}, {input})[0];
   Memory memory = causal->empty_memory(kBatch);
-  const Tensor first = causal->extend(input.narrow(1, 0, 14), memory);
-  const Tensor second = causal->extend(input.narrow(1, 14, kTokens - 14), memory);
+  const Tensor first = extend(input.narrow(1, 0, 14), memory);
+  const Tensor second = extend(input.narrow(1, 14, kTokens - 14), memory);
   const Tensor split = torch::autograd::grad({(torch::cat({first, second}, 1) * cotangent).sum()}, {input})[0];
   expect_close(split, whole, "gradient through the memory", 2e-4);
 }
@@ -215,17 +231,16 @@ TEST_P(Laws, Layout) {
   std::vector<Tensor> rows;
   for (const int64_t length : lengths) rows.push_back(torch::randn({1, length, kTrialWidth}));
   std::vector<Tensor> alone;
-  for (const auto& row : rows) alone.push_back(mixer->forward(row));
+  for (const auto& row : rows) alone.push_back(forward(row));
 
   Tensor padded = torch::randn({4, kTokens, kTrialWidth});  // padding holds rubbish
   for (size_t r = 0; r < rows.size(); ++r) padded[static_cast<int64_t>(r)].narrow(0, 0, lengths[r]).copy_(rows[r][0]);
-  Pass pass;
+  Pass pass = beside(padded), packed_pass = beside(padded);  // handed-on values are never packed
   pass.layout = Layout::padded(torch::tensor(lengths));
   const Tensor y = mixer->forward(padded, pass);
 
   Tensor offsets = torch::zeros({5}, torch::kInt64);
   offsets.narrow(0, 1, 4).copy_(torch::tensor(lengths).cumsum(0));
-  Pass packed_pass;
   packed_pass.layout = Layout::packed(offsets);
   const Tensor packed = mixer->forward(torch::cat(rows, 1), packed_pass);
   for (size_t r = 0; r < rows.size(); ++r) {
@@ -252,7 +267,7 @@ TEST_P(Laws, PaddingLeavesNoTrace) {
     for (int64_t row = 0; row < kBatch; ++row) alone.push_back(causal->empty_memory(1));
     int64_t begin = 0;
     for (const int64_t end : {9, 10, 12, 28, 29, 37}) {
-      Pass pass;
+      Pass pass = beside(part(begin, end));
       if (told) pass.positions = (keep.cumsum(1) - 1).narrow(1, begin, end - begin).clamp_min(0);
       const Tensor kept = keep.narrow(1, begin, end - begin);
       if (begin < 28) pass.layout = Layout::masked(kept);
@@ -260,7 +275,7 @@ TEST_P(Laws, PaddingLeavesNoTrace) {
       for (int64_t row = 0; row < kBatch; ++row) {
         const Tensor real = part(begin, end)[row].index({kept[row]}).unsqueeze(0);
         if (real.size(1) == 0) continue;
-        const Tensor want = causal->extend(real, alone[static_cast<size_t>(row)]);
+        const Tensor want = extend(real, alone[static_cast<size_t>(row)]);
         expect_close(y[row].index({kept[row]}), want[0], "real tokens among padding");
       }
       begin = end;
@@ -276,7 +291,7 @@ TEST_P(Laws, Matrix) {
   ASSERT_EQ(form->matrix.dim(), 4);
   EXPECT_EQ(form->matrix.size(2), kTokens);
   EXPECT_EQ(form->matrix.size(3), kTokens);
-  expect_close(form->finish(torch::matmul(form->matrix, form->values)), mixer->forward(x), "matrix @ values");
+  expect_close(form->finish(torch::matmul(form->matrix, form->values)), forward(x), "matrix @ values");
   if (causal != nullptr) {
     EXPECT_EQ(form->matrix.triu(1).abs().max().item<double>(), 0) << "a causal mixer's matrix is lower triangular";
   }
@@ -284,16 +299,16 @@ TEST_P(Laws, Matrix) {
 
 TEST_P(Laws, Types) {
   const torch::NoGradGuard no_grad;
-  const Tensor exact = mixer->forward(x);
+  const Tensor exact = forward(x);
   mixer->to(torch::kBFloat16);
-  const Tensor rough = mixer->forward(x.to(torch::kBFloat16));
+  const Tensor rough = forward(x.to(torch::kBFloat16));
   EXPECT_EQ(rough.scalar_type(), torch::kBFloat16);
   // The stated distance: 5 % of the outputs' root mean square (8 bits of mantissa through a few products).
   const double distance = (rough.to(torch::kFloat32) - exact).square().mean().sqrt().item<double>();
   EXPECT_LE(distance, 0.05 * exact.square().mean().sqrt().item<double>() + 1e-3);
   if (causal == nullptr) return;
   Memory memory = causal->empty_memory(kBatch);
-  causal->extend(x.to(torch::kBFloat16), memory);
+  extend(x.to(torch::kBFloat16), memory);
   for (const auto& [name, tensor] : memory.flatten()) {
     if (tensor.is_floating_point()) {
       EXPECT_EQ(tensor.scalar_type(), torch::kFloat32) << name;

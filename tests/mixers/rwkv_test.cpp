@@ -47,6 +47,8 @@ TEST(Rwkv7Layers, UpperLayersAskForTheFirstLayersValues) {
   Pass pass;
   pass.values["v_first"] = torch::randn({1, 4, kWidth});
   EXPECT_THROW(mixer.forward(torch::randn({1, 3, kWidth}), pass), UsageError);
+  EXPECT_THROW(mixer.summarize(torch::randn({1, 3, kWidth})), UsageError);
+  EXPECT_THROW(mixer.summarize(torch::randn({1, 3, kWidth}), pass), UsageError);
 }
 
 /// Padding anywhere in a row leaves outputs and memory as if it were not there.

@@ -44,7 +44,7 @@ class ToyMixer final : public ScannableMixer {
     element["keeps"] = torch::ones({batch}, state_options());
     return element;
   }
-  Memory element(const Tensor& x, Memory&) override {
+  Memory element(const Tensor& x, Memory&, Pass&) override {
     Memory element = identity_element(x.size(0));
     for (const Tensor& token : x.unbind(1)) {
       element["keeps"] = decay_ * element["keeps"];
