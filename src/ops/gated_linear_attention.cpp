@@ -6,12 +6,17 @@
 
 #include "base/error.h"
 #include "ops/chunks.h"
+#include "ops/cpu/gated_linear_attention.h"
+#include "ops/fused.h"
 #include "ops/precision.h"
+#include "ops/reference_gradient.h"
 
 namespace seqloom::ops {
 namespace {
 
 using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
                   const std::optional<Tensor>& state, int64_t chunk) {
@@ -121,11 +126,69 @@ std::tuple<Tensor, Tensor> in_chunks(const Tensor& q, const Tensor& k, const Ten
   return {from_chunks(o, tokens).to(v.scalar_type()), last};
 }
 
+std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
+                                     double scale, const Tensor& state, int64_t chunk) {
+  return q.size(1) == 1 ? one_token(q, k, v, g, scale, state) : in_chunks(q, k, v, g, scale, state, chunk);
+}
+
+/// The fused kernel with its gradient, all float32 with a contiguous last dimension.
+class FusedGla : public torch::autograd::Function<FusedGla> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
+                               const std::optional<Tensor>& gate, const Tensor& state, double scale,
+                               bool needs_gradient) {
+    const cpu::GlaInputs in{q, k, v, gate.value_or(Tensor()), state, scale};
+    const cpu::GlaOutputs out = cpu::gated_linear_attention_forward(in, needs_gradient);
+    context->save_for_backward({in.q, in.k, in.v, in.gate, in.state, out.checkpoints});
+    context->saved_data["scale"] = scale;
+    return {out.o, out.state};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto s = context->get_saved_variables();
+    const double scale = context->saved_data["scale"].toDouble();
+    if (torch::GradMode::is_enabled()) {
+      const auto gate = s[3].defined() ? std::make_optional<Tensor>(s[3]) : std::nullopt;
+      const auto [o, state] = reference(s[0], s[1], s[2], gate, scale, s[4], /*chunk=*/64);
+      variable_list all = reference_gradients({o, state}, variable_list(s.begin(), s.begin() + 5), gradients);
+      all.resize(7);
+      return all;
+    }
+    const cpu::GlaInputs in{s[0], s[1], s[2], s[3], s[4], scale};
+    const auto g = cpu::gated_linear_attention_backward(in, s[5], gradients[0].contiguous(), gradients[1].contiguous());
+    return {g.q, g.k, g.v, g.gate, g.state, Tensor(), Tensor()};
+  }
+};
+
+/// As it is where its rows are contiguous, so that heads which share keys need no copies of them.
+Tensor with_rows(const Tensor& t) {
+  const Tensor wide = widened(t);
+  return wide.stride(-1) == 1 ? wide : wide.contiguous();
+}
+
+std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
+                                 double scale, const Tensor& state) {
+  bool needs_gradient = false;
+  for (const std::optional<Tensor>& t :
+       {std::optional(q), std::optional(k), std::optional(v), g, std::optional(state)}) {
+    needs_gradient = needs_gradient || (t && t->requires_grad());
+  }
+  const auto gate = g ? std::make_optional(with_rows(*g)) : std::nullopt;
+  const auto out = FusedGla::apply(with_rows(q), with_rows(k), with_rows(v), gate, state.contiguous(), scale,
+                                   needs_gradient && torch::GradMode::is_enabled());
+  return {out[0].to(v.scalar_type()), out[1]};
+}
+
 std::tuple<Tensor, Tensor> evaluate(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
                                     double scale, const std::optional<Tensor>& initial_state, int64_t chunk) {
   const Tensor state = initial_state ? widened(*initial_state)
                                      : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, widened(q).options());
-  return q.size(1) == 1 ? one_token(q, k, v, g, scale, state) : in_chunks(q, k, v, g, scale, state, chunk);
+  bool float32 = q.is_cpu();
+  for (const std::optional<Tensor>& t :
+       {std::optional(q), std::optional(k), std::optional(v), g, std::optional(state)}) {
+    float32 = float32 && (!t || widened(*t).scalar_type() == torch::kFloat32);
+  }
+  return fused_enabled() && float32 ? fused(q, k, v, g, scale, state) : reference(q, k, v, g, scale, state, chunk);
 }
 
 }  // namespace

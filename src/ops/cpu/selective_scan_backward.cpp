@@ -157,9 +157,10 @@ void BackwardTile(const ScanRows& in, const BackwardRows& out, const Block& b, s
   const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, true>
                                                             : ScanState<kConstantB, kConstantC, false, true>;
   PrepareGradients(in, b, out.dy, first, tokens, r);
+  const size_t share = hwy::DivCeil(kTile, in.states);
   for (size_t n = 0; n < in.states; ++n) {
     const float* const wanted[] = {in.u, in.delta, in.z, out.dy, out.du, out.ddelta, out.dz};
-    for (const float* rows : wanted) PrefetchPart(rows, in, ahead, n);
+    for (const float* rows : wanted) PrefetchLines(rows, in, ahead, n * share, (n + 1) * share);
     scan(in, b, n, first, tokens, tile);
     ReverseState<kConstantB, kConstantC>(in, b, n, first, tokens, tile, r, c);
   }

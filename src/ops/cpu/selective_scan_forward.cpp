@@ -21,14 +21,13 @@ void StoreTile(const ScanRows& in, const Block& b, size_t first, size_t tokens, 
       hn::Store(Exp(kTag, hn::Neg(z)), kTag, exponential + i * kBlock + v * kLanes);
     }
   }
-  const Vector one = hn::Set(kTag, 1.0f);
   for (size_t i = 0; i < tokens; ++i) {
     for (size_t v = 0; v < kVectors; ++v) {
       const size_t at = At(in, b, first + i, v), place = i * kBlock + v * kLanes;
       Vector out = hn::Load(kTag, tile.y + place);
       if (in.z != nullptr) {
         const Vector z = LoadFirst(kTag, in.z + at, Rest(b, v));
-        out = hn::Mul(out, hn::Div(z, hn::Add(one, hn::Load(kTag, exponential + place))));
+        out = hn::Mul(out, hn::Mul(z, InverseOfOneAnd(kTag, hn::Load(kTag, exponential + place))));
       }
       StoreFirst(kTag, out, y + at, Rest(b, v));
     }
@@ -44,9 +43,10 @@ void ForwardTile(const ScanRows& in, const ForwardRows& out, const Block& b, siz
   }
   const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, false>
                                                             : ScanState<kConstantB, kConstantC, false, false>;
+  const size_t share = hwy::DivCeil(kTile, in.states);
   for (size_t n = 0; n < in.states; ++n) {
     for (const float* rows : {in.u, in.delta, in.z, static_cast<const float*>(out.y)}) {
-      PrefetchPart(rows, in, ahead, n);
+      PrefetchLines(rows, in, ahead, n * share, (n + 1) * share);
     }
     scan(in, b, n, first, tokens, tile);
   }

@@ -7,13 +7,12 @@
 #define SEQLOOM_SELECTIVE_SCAN_TILE_INL
 #endif
 
-#include <hwy/aligned_allocator.h>
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <utility>
 
+#include "ops/cpu/scratch.h"
 #include "ops/cpu/selective_scan_rows.h"
 #include "ops/cpu/vector_math-inl.h"
 
@@ -36,17 +35,6 @@ struct Block {
 struct Tile {
   float *step, *added, *y;  // added = step u
   float *decay, *kept;      // of one state: exp(step A) and exp(step A) h_{t-1}, for the backward pass
-};
-
-/// Aligned memory that is handed out in pieces.
-class Scratch {
- public:
-  explicit Scratch(size_t size) : memory_(hwy::AllocateAligned<float>(size)), next_(memory_.get()) {}
-  float* take(size_t size) { return std::exchange(next_, next_ + size); }
-
- private:
-  hwy::AlignedFreeUniquePtr<float[]> memory_;
-  float* next_;
 };
 
 HWY_INLINE size_t Rest(const Block& b, size_t v) {
@@ -121,12 +109,14 @@ struct Ahead {
   size_t e, first;
 };
 
-/// Part n of N of a tile's lines of one block into the cache. Rows lie E apart, which no hardware prefetcher follows:
-/// asked for a few at a time, while another block is worked on, they arrive unnoticed.
-HWY_INLINE void PrefetchPart(const float* rows, const ScanRows& in, Ahead ahead, size_t n) {
+/// Lines `begin` to `end` of a tile's lines of one block into the cache. Rows lie E apart, which no hardware prefetcher
+/// follows: asked for a few at a time, while another block is worked on, they arrive unnoticed.
+HWY_INLINE void PrefetchLines(const float* rows, const ScanRows& in, Ahead ahead, size_t begin, size_t end) {
   if (rows == nullptr) return;
-  const size_t begin = ahead.first + n * kTile / in.states, end = ahead.first + (n + 1) * kTile / in.states;
-  for (size_t t = begin; t < std::min(end, in.tokens); ++t) hwy::Prefetch(rows + t * in.channels + ahead.e);
+  const float* line = rows + (ahead.first + begin) * in.channels + ahead.e;
+  for (size_t t = ahead.first + begin; t < std::min(ahead.first + end, in.tokens); ++t, line += in.channels) {
+    hwy::Prefetch(line);
+  }
 }
 
 /// Fills the tile's step. Two loops, since one chain of operations as long as softplus's leaves no room for the next.
@@ -191,8 +181,8 @@ void ScanState(const ScanRows& in, const Block& b, size_t n, size_t first, size_
   for (size_t i = 0; i < tokens; ++i, B += stride_B, C += stride_C) {
     for (size_t v = 0; v < kVectors; ++v) {
       const size_t at = i * kBlock + v * kLanes;
-      const Vector exponent = hn::Mul(hn::Load(kTag, tile.step + at), A[v]);
-      const Vector decay = kBounded ? Exp2Bounded(kTag, exponent) : Exp2(kTag, exponent);
+      const Vector step = hn::Load(kTag, tile.step + at);
+      const Vector decay = kBounded ? Exp2Product(kTag, step, A[v]) : Exp2(kTag, hn::Mul(step, A[v]));
       if constexpr (kKeep) {
         hn::Store(decay, kTag, tile.decay + at);
         hn::Store(hn::Mul(decay, h[v]), kTag, tile.kept + at);

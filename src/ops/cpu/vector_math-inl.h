@@ -13,15 +13,43 @@ namespace seqloom::ops::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// 2^x within 4 ulp for |x| <= 126. x = n + r with |r| <= 1/2; 2^r is a polynomial that is exactly 1 at 0
+#if HWY_TARGET <= HWY_AVX3
+// 2^(i/32), less i << 18: what the integer's low bits, shifted into the mantissa, will add.
+alignas(64) constexpr int32_t kExp2Table[32] = {
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+
+/// The table's entry at the last five bits of each lane. Highway has no look-up in two registers yet.
+HWY_INLINE hn::Vec512<int32_t> LookUpExp2(hn::Vec512<float> index) {
+  return {_mm512_permutex2var_epi32(_mm512_load_si512(kExp2Table), _mm512_castps_si512(index.raw),
+                                    _mm512_load_si512(kExp2Table + 16))};
+}
+
+/// 2^(a b) within 2 ulp for |a b| <= 126, for whole vectors. a b = n / 32 + r with |r| <= 1/64; adding 1.5 * 2^18
+/// leaves n in the low bits. Its last five choose 2^(n mod 32 / 32) from two registers, the others go straight into the
+/// exponent; 2^r - 1 is a polynomial (minimax in relative error, 5.3e-08).
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp2Product(D d, V a, V b) {
+  const V magic = hn::Set(d, 393216.0f);
+  const V shifted = hn::MulAdd(a, b, magic);
+  const V r = hn::MulSub(a, b, hn::Sub(shifted, magic));
+  const hn::Rebind<int32_t, D> di;
+  const V power = hn::BitCast(d, hn::Add(LookUpExp2(shifted), hn::ShiftLeft<18>(hn::BitCast(di, shifted))));
+  const V p = hn::Mul(r, hn::MulAdd(r, hn::Set(d, 0.2402267605f), hn::Set(d, 0.6931573153f)));
+  return hn::MulAdd(power, p, power);
+}
+#else
+/// 2^(a b) within 4 ulp for |a b| <= 126. a b = n + r with |r| <= 1/2; 2^r is a polynomial that is exactly 1 at 0
 /// (minimax in relative error, found by reweighted least squares: 9.1e-08), and n goes straight into the exponent:
 /// adding 1.5 * 2^23 leaves the rounded integer in the low bits.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V Exp2Bounded(D d, V x) {
+HWY_INLINE V Exp2Product(D d, V a, V b) {
   const hn::Rebind<int32_t, D> di;
   const V magic = hn::Set(d, 12582912.0f);
-  const V shifted = hn::Add(x, magic);
-  const V r = hn::Sub(x, hn::Sub(shifted, magic));
+  const V shifted = hn::MulAdd(a, b, magic);
+  const V r = hn::MulSub(a, b, hn::Sub(shifted, magic));
   V p = hn::MulAdd(r, hn::Set(d, 0.00132647271f), hn::Set(d, 0.009671512654f));
   p = hn::MulAdd(r, p, hn::Set(d, 0.05550733744f));
   p = hn::MulAdd(r, p, hn::Set(d, 0.2402224209f));
@@ -29,13 +57,20 @@ HWY_INLINE V Exp2Bounded(D d, V x) {
   p = hn::MulAdd(r, p, hn::Set(d, 1.0f));
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
 }
+#endif
 
-/// The same for any x: at the ends of the clamp r = 0, and the exponent's bits become those of 0 and of infinity. A NaN
-/// is kept as it is; min and max would swallow it on some targets.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp2Bounded(D d, V x) {
+  return Exp2Product(d, x, hn::Set(d, 1.0f));
+}
+
+/// The same for any x: at the low end of the clamp r = 0 and the exponent's bits become those of 0. A NaN is kept as it
+/// is; min and max would swallow it on some targets.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
-  const V clamped = hn::Min(hn::Max(x, hn::Set(d, -127.0f)), hn::Set(d, 128.0f));
-  return hn::IfThenElse(hn::Eq(x, x), Exp2Bounded(d, clamped), x);
+  const V largest = hn::Set(d, 127.99999f);
+  const V bounded = Exp2Bounded(d, hn::Min(hn::Max(x, hn::Set(d, -127.0f)), largest));
+  return hn::IfThenElse(hn::Le(x, largest), bounded, hn::Mul(x, hn::Inf(d)));
 }
 
 constexpr float kLog2E = 1.44269504088896341f;
@@ -45,17 +80,36 @@ HWY_INLINE V Exp(D d, V x) {
   return Exp2(d, hn::Mul(x, hn::Set(d, kLog2E)));
 }
 
+/// 1 / x within 2 ulp for x in [1, 2^126], and NaN for NaN. A division of whole AVX-512 vectors takes as long as 30
+/// multiply-adds; an estimate of 14 bits needs one Newton step.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ReciprocalOf1To2p126(D d, V x) {
+#if HWY_TARGET <= HWY_AVX3
+  const V estimate = hn::ApproximateReciprocal(x);
+  return hn::MulAdd(estimate, hn::NegMulAdd(x, estimate, hn::Set(d, 1.0f)), estimate);
+#else
+  return hn::Div(hn::Set(d, 1.0f), x);
+#endif
+}
+
+/// 1 / (1 + e) for e >= 0, infinity included.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V InverseOfOneAnd(D d, V e) {
+  const V most = hn::Set(d, 8.5e37f);  // 2^126
+  const V sum = hn::Add(hn::Set(d, 1.0f), e);
+  return ReciprocalOf1To2p126(d, hn::IfThenElse(hn::Gt(sum, most), most, sum));
+}
+
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Sigmoid(D d, V x) {
-  const V one = hn::Set(d, 1.0f);
-  return hn::Div(one, hn::Add(one, Exp(d, hn::Neg(x))));
+  return InverseOfOneAnd(d, Exp(d, hn::Neg(x)));
 }
 
 /// log(1 + e^x) from y = e^{-|x|}, with full relative precision for very negative x; x itself above 20, as torch does.
 /// log(1 + y) = 2 atanh(s), s = y / (2 + y) <= 1/3; atanh(s) / s is a polynomial in s^2 (minimax, 5e-09).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Softplus(D d, V x, V y) {
-  const V s = hn::Div(y, hn::Add(y, hn::Set(d, 2.0f)));
+  const V s = hn::Mul(y, ReciprocalOf1To2p126(d, hn::Add(y, hn::Set(d, 2.0f))));
   const V q = hn::Mul(s, s);
   V p = hn::MulAdd(q, hn::Set(d, 0.1400389075f), hn::Set(d, 0.1400129050f));
   p = hn::MulAdd(p, q, hn::Set(d, 0.2001074255f));

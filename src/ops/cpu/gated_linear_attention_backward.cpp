@@ -1,0 +1,139 @@
+#include "ops/cpu/gated_linear_attention_rows.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/gated_linear_attention_backward.cpp"
+#include <hwy/foreach_target.h>
+// clang-format off: must follow foreach_target
+#include "ops/cpu/gated_linear_attention_chunk-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace seqloom::ops::cpu::HWY_NAMESPACE {
+
+/// Gradients of a chunk and room for what they are made from.
+struct ChunkGradients {
+  float *d_o, *dv;       // [rows, V]
+  float *dq, *dk;        // [rows, K]
+  float* d_scores;       // [rows, rows]
+  float* v_turned;       // [V, rows]
+  float* state_turned;   // [V, K]
+  float* product;        // [rows, K]
+  float* through_state;  // [K]: sum_v S dS at the chunk's end
+};
+
+inline size_t GradientFloats(size_t K, size_t V) {
+  return kGlaChunk * (3 * V + 3 * K + kGlaChunk) + V * K + K;
+}
+
+inline ChunkGradients MakeGradients(size_t K, size_t V, Scratch& scratch) {
+  ChunkGradients g{};
+  g.d_o = scratch.take(kGlaChunk * V);
+  g.dv = scratch.take(kGlaChunk * V);
+  g.dq = scratch.take(kGlaChunk * K);
+  g.dk = scratch.take(kGlaChunk * K);
+  g.d_scores = scratch.take(kGlaChunk * kGlaChunk);
+  g.v_turned = scratch.take(V * kGlaChunk);
+  g.state_turned = scratch.take(V * K);
+  g.product = scratch.take(kGlaChunk * K);
+  g.through_state = scratch.take(K);
+  return g;
+}
+
+/// to [rows] = sum over columns of a b, [rows, columns].
+inline void RowProducts(const float* a, const float* b, size_t rows, size_t columns, float* to) {
+  for (size_t i = 0; i < rows; ++i) {
+    Wide sum = hn::Zero(kWide);
+    for (size_t at = i * columns; at < (i + 1) * columns; at += kWideLanes) {
+      sum = hn::MulAdd(hn::Load(kWide, a + at), hn::Load(kWide, b + at), sum);
+    }
+    to[i] = hn::GetLane(hn::SumOfLanes(kWide, sum));
+  }
+}
+
+/// Adds to dq and dk what comes through the states before and behind the chunk.
+void GradientsThroughStates(const GlaChunk& c, const ChunkGradients& g, const float* before, const float* d_state) {
+  Transpose({before, c.V}, {g.state_turned, c.K}, c.K, c.V);
+  Gemm<Store::kSet>({g.d_o, c.V, 1}, {g.state_turned, c.K}, {g.product, c.K}, c.rows, c.K, c.V);
+  MultiplyAdd(g.product, c.from_start, c.rows * c.K, g.dq);
+  Transpose({d_state, c.V}, {g.state_turned, c.K}, c.K, c.V);
+  Gemm<Store::kSet>({c.v, c.V, 1}, {g.state_turned, c.K}, {g.product, c.K}, c.rows, c.K, c.V);
+  MultiplyAdd(g.product, c.to_end, c.rows * c.K, g.dk);
+}
+
+/// Every factor e^{G} that a token's query is multiplied by has the gates up to it, its key's factor has them with the
+/// other sign: dG_i = q_i dq_i - k_i dk_i, and a gate's gradient is the sum of those from its token on. What lies
+/// behind the chunk sees the gates through the state alone. Nothing passes a gate whose e^g is 0: there the sum begins
+/// anew.
+void StoreGateGradient(const GlaHead& head, const GlaChunk& c, const ChunkGradients& g, size_t first, HeadResult to) {
+  constexpr float kReset = -104;
+  float sum = 0;
+  for (size_t d = 0; d < head.keys; ++d) sum += g.through_state[d];
+  for (size_t i = c.tokens; i-- > 0;) {
+    const size_t at = i * c.K;
+    float* row = to.to + (first + i) * to.row;
+    Wide all = hn::Zero(kWide);
+    for (size_t d = 0; d < c.K; d += kWideLanes) {
+      const Wide q = hn::Mul(hn::Load(kWide, c.q + at + d), hn::Load(kWide, g.dq + at + d));
+      const Wide own = hn::NegMulAdd(hn::Load(kWide, c.k + at + d), hn::Load(kWide, g.dk + at + d), q);
+      all = hn::Add(all, own);
+      if (!head.gate_a_channel) continue;
+      const auto reset = hn::Lt(hn::Load(kWide, c.gates + at + d), hn::Set(kWide, kReset));
+      const Wide running = hn::IfThenZeroElse(reset, hn::Add(own, hn::Load(kWide, g.through_state + d)));
+      hn::Store(running, kWide, g.through_state + d);
+      if (d < head.keys) StoreFirst(kWide, running, row + d, head.keys - d);
+    }
+    if (!head.gate_a_channel) *row = sum = c.gates[i] < kReset ? 0 : sum + hn::GetLane(hn::SumOfLanes(kWide, all));
+  }
+}
+
+void BackwardChunk(const GlaHead& head, const GlaBackward& out, const float* before, size_t first, GlaChunk& c,
+                   const ChunkGradients& g) {
+  LoadChunk(head, first, c);
+  LoadRows(c, out.d_o, first, head.values, c.V, 1, g.d_o);
+  RowProducts(before + c.K * c.V, out.d_state, c.K, c.V, g.through_state);
+
+  Transpose({c.v, c.V}, {g.v_turned, c.rows}, c.rows, c.V);
+  Gemm<Store::kSet, Shape::kLowerResult>({g.d_o, c.V, 1}, {g.v_turned, c.rows}, {g.d_scores, c.rows}, c.rows, c.rows,
+                                         c.V);
+  ClearAbove(g.d_scores, c.rows, c.rows);
+  std::fill_n(g.dq, c.rows * c.K, 0.0f);
+  std::fill_n(g.dk, c.rows * c.K, 0.0f);
+  const ScoreGradients through_scores{g.d_scores, g.dq, g.dk, g.product};
+  PrepareChunk(head, c, &through_scores);
+  GradientsThroughStates(c, g, before, out.d_state);
+
+  Gemm<Store::kSet, Shape::kUpperLeft>({c.scores, 1, c.rows}, {g.d_o, c.V}, {g.dv, c.V}, c.rows, c.V, c.rows);
+  Gemm<Store::kAdd>({c.k_out, c.K, 1}, {out.d_state, c.V}, {g.dv, c.V}, c.rows, c.V, c.K);
+  StoreRows(c, g.dv, c.V, first, head.values, 1, out.dv);
+  StoreRows(c, g.dq, c.K, first, head.keys, head.scale, out.dq);
+  StoreRows(c, g.dk, c.K, first, head.keys, 1, out.dk);
+  if (head.gate.from != nullptr) StoreGateGradient(head, c, g, first, out.d_gate);
+
+  DecayState(c, out.d_state);
+  Gemm<Store::kAdd>({c.q_in, 1, c.K}, {g.d_o, c.V}, {out.d_state, c.V}, c.K, c.V, c.rows);
+}
+
+void BackwardHead(const GlaHead& head, const GlaBackward& out) {
+  const size_t K = padded(head.keys), V = padded(head.values);
+  Scratch scratch(ChunkFloats(K, V) + GradientFloats(K, V));
+  GlaChunk c = MakeChunk(head.keys, head.values, scratch);
+  const ChunkGradients g = MakeGradients(K, V, scratch);
+  for (size_t chunk = hwy::DivCeil(head.tokens, kGlaChunk); chunk-- > 0;) {
+    BackwardChunk(head, out, out.checkpoints + chunk * K * V, chunk * kGlaChunk, c, g);
+  }
+}
+
+}  // namespace seqloom::ops::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace seqloom::ops::cpu {
+
+HWY_EXPORT(BackwardHead);
+
+void gla_backward_head(const GlaHead& head, const GlaBackward& out) {
+  HWY_DYNAMIC_DISPATCH(BackwardHead)(head, out);
+}
+
+}  // namespace seqloom::ops::cpu
+#endif  // HWY_ONCE

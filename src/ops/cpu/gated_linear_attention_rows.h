@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+
+namespace seqloom::ops::cpu {
+
+/// Tokens of a chunk: inside it the recurrence is products of small matrices, across chunks a state is handed on.
+constexpr size_t kGlaChunk = 64;
+
+/// Rows of one head of one sequence: token t is at from + t * row.
+struct HeadRows {
+  const float* from;
+  size_t row;
+};
+struct HeadResult {
+  float* to;
+  size_t row;
+};
+
+/// One head of one sequence.
+struct GlaHead {
+  HeadRows q, k, v, gate;  // gate.from is null without gates
+  bool gate_a_channel;     // K log gates a token, or one
+  size_t tokens, keys, values;
+  float scale;
+};
+
+/// state and checkpoints are padded, [padded(K), padded(V)] each.
+struct GlaForward {
+  HeadResult o;
+  float* state;        // read and replaced
+  float* checkpoints;  // the states before each chunk and behind the last one, or null
+};
+
+struct GlaBackward {
+  HeadRows d_o;
+  const float* checkpoints;
+  float* d_state;  // the final state's gradient, which becomes the initial one's
+  HeadResult dq, dk, dv, d_gate;
+};
+
+void gla_forward_head(const GlaHead& head, const GlaForward& out);
+void gla_backward_head(const GlaHead& head, const GlaBackward& out);
+/// The recurrence as it is defined, for few tokens.
+void gla_recurrent_head(const GlaHead& head, const GlaForward& out);
+
+}  // namespace seqloom::ops::cpu

@@ -1,0 +1,164 @@
+// The fused kernel of gated linear attention against its reference.
+#include "ops/gated_linear_attention.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <limits>
+
+#include "ops/fused.h"
+#include "ops/rms_norm.h"
+#include "support/compare.h"
+
+namespace seqloom {
+namespace {
+
+using torch::Tensor;
+
+enum class Gates { kNone, kHead, kChannel };
+
+struct Shape {
+  int64_t batch, tokens, heads, keys, values;
+  Gates gates;
+  double strength;  // gates are drawn from (-strength, 0)
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  return out << "B" << s.batch << " T" << s.tokens << " H" << s.heads << " K" << s.keys << " V" << s.values << " gates "
+             << static_cast<int>(s.gates) << " of " << s.strength;
+}
+
+/// q, k, v, log decay (undefined without), state; q and k are views of wider rows.
+std::vector<Tensor> make_inputs(const Shape& s) {
+  const Tensor qk = torch::randn({s.batch, s.tokens, s.heads, 2 * s.keys + 3});
+  std::vector<int64_t> gate_shape = {s.batch, s.tokens, s.heads};
+  if (s.gates == Gates::kChannel) gate_shape.push_back(s.keys);
+  return {qk.narrow(-1, 0, s.keys), ops::l2_norm(qk.narrow(-1, s.keys + 2, s.keys), 1e-6),
+          torch::randn({s.batch, s.tokens, s.heads, s.values}),
+          s.gates == Gates::kNone ? Tensor() : -torch::rand(gate_shape) * s.strength,
+          torch::randn({s.batch, s.heads, s.keys, s.values})};
+}
+
+/// The gradients of a weighted sum of outputs and final state, the outputs and the state.
+std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool fused) {
+  std::vector<Tensor> in, leaves;
+  for (const auto& t : inputs) {
+    in.push_back(t.defined() ? t.detach().requires_grad_(true) : Tensor());
+    if (t.defined()) leaves.push_back(in.back());
+  }
+  ops::set_fused_enabled(fused);
+  const auto gate = in[3].defined() ? std::make_optional(in[3]) : std::nullopt;
+  const auto [o, state] = ops::gated_linear_attention(in[0], in[1], in[2], gate, 0.5, in[4]);
+  torch::manual_seed(3);
+  const auto weighted = [](const Tensor& t) { return (t * torch::randn(t.sizes()).to(t)).sum(); };
+  auto all = torch::autograd::grad({weighted(o) + weighted(state)}, leaves);
+  ops::set_fused_enabled(true);
+  all.push_back(o.detach());
+  all.push_back(state.detach());
+  return all;
+}
+
+std::vector<Tensor> in_float64(std::vector<Tensor> tensors) {
+  for (Tensor& t : tensors) {
+    if (t.defined()) t = t.to(torch::kFloat64);
+  }
+  return tensors;
+}
+
+void expect_all_near(const std::vector<Tensor>& got, const std::vector<Tensor>& want, double tolerance,
+                     const std::string& what) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_TRUE(got[i].isfinite().all().item<bool>()) << what << ", result " << i;
+    expect_near(got[i], want[i], tolerance, what + ", result " + std::to_string(i));
+  }
+}
+
+class FusedGla : public testing::TestWithParam<Shape> {};
+
+TEST_P(FusedGla, EqualsTheReferenceOnEveryTarget) {
+  torch::manual_seed(1);
+  const auto inputs = make_inputs(GetParam());
+  const auto want = results(in_float64(inputs), false);
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    hwy::SetSupportedTargetsForTest(target);
+    const auto got = results(inputs, true);
+    hwy::SetSupportedTargetsForTest(0);
+    expect_all_near(got, want, 1e-5, hwy::TargetName(target));
+  }
+}
+
+TEST_P(FusedGla, FewTokensWithoutGradientsGoByTheRecurrence) {
+  torch::NoGradGuard no_grad;
+  torch::manual_seed(2);
+  Shape shape = GetParam();
+  for (const int64_t tokens : {1, 3, 7}) {
+    shape.tokens = tokens;
+    const auto in = make_inputs(shape);
+    const auto gate = in[3].defined() ? std::make_optional(in[3]) : std::nullopt;
+    ops::set_fused_enabled(false);
+    const auto [want, want_state] = ops::gated_linear_attention(in[0], in[1], in[2], gate, 0.5, in[4]);
+    ops::set_fused_enabled(true);
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+      hwy::SetSupportedTargetsForTest(target);
+      const auto [o, state] = ops::gated_linear_attention(in[0], in[1], in[2], gate, 0.5, in[4]);
+      hwy::SetSupportedTargetsForTest(0);
+      expect_near(o, want, 1e-5, hwy::TargetName(target));
+      expect_near(state, want_state, 1e-5, hwy::TargetName(target));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, FusedGla,
+    testing::Values(Shape{2, 130, 3, 16, 32, Gates::kChannel, 0.1}, Shape{1, 64, 2, 64, 64, Gates::kChannel, 1},
+                    Shape{1, 200, 2, 24, 40, Gates::kChannel, 6}, Shape{2, 77, 1, 5, 7, Gates::kChannel, 30},
+                    Shape{1, 90, 2, 17, 33, Gates::kChannel, 300}, Shape{2, 1, 2, 8, 8, Gates::kChannel, 1},
+                    Shape{2, 130, 2, 32, 48, Gates::kHead, 0.2}, Shape{1, 129, 3, 20, 9, Gates::kHead, 50},
+                    Shape{1, 15, 1, 1, 1, Gates::kHead, 300}, Shape{2, 100, 2, 64, 16, Gates::kNone, 0},
+                    Shape{1, 17, 1, 3, 65, Gates::kNone, 0}));
+
+TEST(GatedLinearAttentionKernel, BroadcastHeadsNeedNoCopies) {
+  torch::manual_seed(4);
+  auto in = make_inputs({2, 70, 4, 16, 16, Gates::kHead, 1});
+  for (const size_t i : {0, 1}) in[i] = in[i].narrow(2, 0, 1).expand({2, 70, 4, 16});
+  expect_all_near(results(in, true), results(in_float64(in), false), 1e-5, "shared keys");
+}
+
+TEST(GatedLinearAttentionKernel, DoesNotDependOnTheNumberOfThreads) {
+  torch::manual_seed(5);
+  const auto in = make_inputs({2, 300, 3, 32, 32, Gates::kChannel, 2});
+  const int threads = at::get_num_threads();
+  torch::set_num_threads(1);
+  const auto one = results(in, true);
+  torch::set_num_threads(2);
+  const auto two = results(in, true);
+  torch::set_num_threads(threads);
+  for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(one[i].equal(two[i])) << i;
+}
+
+TEST(GatedLinearAttentionKernel, ANanInTheGatesShows) {
+  auto in = make_inputs({1, 40, 1, 8, 8, Gates::kChannel, 1});
+  in[3][0][20][0][3] = std::numeric_limits<float>::quiet_NaN();
+  const auto [o, state] = ops::gated_linear_attention(in[0], in[1], in[2], in[3], 1, in[4]);
+  EXPECT_TRUE(o.narrow(1, 20, 20).isnan().all().item<bool>());
+  EXPECT_TRUE(o.narrow(1, 0, 16).isfinite().all().item<bool>()) << "tokens of an earlier block";
+}
+
+TEST(GatedLinearAttentionKernel, SecondDerivativesGoThroughTheReference) {
+  torch::manual_seed(6);
+  const auto in = make_inputs({1, 10, 1, 4, 3, Gates::kChannel, 1});
+  const auto second = [&](bool fused) {
+    ops::set_fused_enabled(fused);
+    const Tensor k = in[1].detach().requires_grad_(true), g = in[3].detach().requires_grad_(true);
+    const Tensor o = std::get<0>(ops::gated_linear_attention(in[0], k, in[2], g, 1, {}));
+    const auto first = torch::autograd::grad({o.square().sum()}, {k, g}, {}, true, /*create_graph=*/true);
+    const auto all = torch::autograd::grad({first[0].square().sum() + first[1].square().sum()}, {k, g});
+    ops::set_fused_enabled(true);
+    return all;
+  };
+  expect_all_near(second(true), second(false), 1e-4, "second derivatives");
+}
+
+}  // namespace
+}  // namespace seqloom
