@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <vector>
+
 #include "ops/cpu/gated_linear_attention_rows.h"
 
 namespace seqloom::ops::cpu {
@@ -54,11 +56,25 @@ GlaHead head_of(const GlaInputs& in, const Sizes& s, int64_t b, int64_t h) {
           static_cast<float>(in.scale)};
 }
 
-/// Runs work(sequence, head) for all of them in parallel.
-template <typename Work>
-void for_heads(const Sizes& s, Work work) {
+/// Heads that one thread takes through a chunk before the next chunk: their states share the second cache.
+constexpr int64_t kHeadsTogether = 16;
+
+/// Runs work on all heads of all sequences in parallel, on some heads of one sequence at a time; make(b, h) gives where
+/// a head writes.
+template <typename Out, typename Make>
+void for_heads(const GlaInputs& in, const Sizes& s, Make make, void (*work)(const GlaHead*, const Out*, size_t)) {
   at::parallel_for(0, s.batch * s.heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) work(task / s.heads, task % s.heads);
+    std::vector<GlaHead> heads;
+    std::vector<Out> outs;
+    for (int64_t at = begin; at < end; ++at) {
+      heads.push_back(head_of(in, s, at / s.heads, at % s.heads));
+      outs.push_back(make(at / s.heads, at % s.heads));
+      const bool full = static_cast<int64_t>(heads.size()) == kHeadsTogether || (at + 1) % s.heads == 0;
+      if (!full && at + 1 < end) continue;
+      work(heads.data(), outs.data(), heads.size());
+      heads.clear();
+      outs.clear();
+    }
   });
 }
 
@@ -84,15 +100,15 @@ GlaOutputs gated_linear_attention_forward(const GlaInputs& in, bool keep_checkpo
         torch::empty({s.batch, s.heads, s.chunks + 1, s.padded_keys, s.padded_values}, in.state.options());
   }
   const Tensor state = padded_state(in.state, s);
-  const auto run = s.tokens < kFewTokens && !keep_checkpoints ? gla_recurrent_head : gla_forward_head;
-  for_heads(s, [&](int64_t b, int64_t h) {
+  const auto make = [&](int64_t b, int64_t h) {
     const int64_t at = b * s.heads + h;
     float* checkpoints = out.checkpoints.defined()
                              ? out.checkpoints.mutable_data_ptr<float>() + at * (s.chunks + 1) * s.state_size()
                              : nullptr;
-    run(head_of(in, s, b, h),
-        {result_of(out.o, b, h), state.mutable_data_ptr<float>() + at * s.state_size(), checkpoints});
-  });
+    return GlaForward{result_of(out.o, b, h), state.mutable_data_ptr<float>() + at * s.state_size(), checkpoints};
+  };
+  for_heads<GlaForward>(in, s, make,
+                        s.tokens < kFewTokens && !keep_checkpoints ? gla_recurrent_heads : gla_forward_heads);
   out.state = without_padding(state, s);
   return out;
 }
@@ -102,13 +118,17 @@ GlaGradients gated_linear_attention_backward(const GlaInputs& in, const Tensor& 
   const Sizes s(in);
   const auto like = [](const Tensor& t) { return t.defined() ? torch::empty(t.sizes(), t.options()) : Tensor(); };
   GlaGradients g{like(in.q), like(in.k), like(in.v), like(in.gate), padded_state(d_state, s)};
-  for_heads(s, [&](int64_t b, int64_t h) {
+  const auto make = [&](int64_t b, int64_t h) {
     const int64_t at = b * s.heads + h;
-    gla_backward_head(head_of(in, s, b, h),
-                      {rows_of(d_o, b, h), checkpoints.const_data_ptr<float>() + at * (s.chunks + 1) * s.state_size(),
-                       g.state.mutable_data_ptr<float>() + at * s.state_size(), result_of(g.q, b, h),
-                       result_of(g.k, b, h), result_of(g.v, b, h), result_of(g.gate, b, h)});
-  });
+    return GlaBackward{rows_of(d_o, b, h),
+                       checkpoints.const_data_ptr<float>() + at * (s.chunks + 1) * s.state_size(),
+                       g.state.mutable_data_ptr<float>() + at * s.state_size(),
+                       result_of(g.q, b, h),
+                       result_of(g.k, b, h),
+                       result_of(g.v, b, h),
+                       result_of(g.gate, b, h)};
+  };
+  for_heads<GlaBackward>(in, s, make, gla_backward_heads);
   g.state = without_padding(g.state, s);
   return g;
 }

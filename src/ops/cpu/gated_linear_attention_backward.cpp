@@ -113,13 +113,15 @@ void BackwardChunk(const GlaHead& head, const GlaBackward& out, const float* bef
   Gemm<Store::kAdd>({c.q_in, 1, c.K}, {g.d_o, c.V}, {out.d_state, c.V}, c.K, c.V, c.rows);
 }
 
-void BackwardHead(const GlaHead& head, const GlaBackward& out) {
-  const size_t K = padded(head.keys), V = padded(head.values);
+void BackwardHeads(const GlaHead* heads, const GlaBackward* outs, size_t count) {
+  const size_t K = padded(heads->keys), V = padded(heads->values);
   Scratch scratch(ChunkFloats(K, V) + GradientFloats(K, V));
-  GlaChunk c = MakeChunk(head.keys, head.values, scratch);
+  GlaChunk c = MakeChunk(heads->keys, heads->values, scratch);
   const ChunkGradients g = MakeGradients(K, V, scratch);
-  for (size_t chunk = hwy::DivCeil(head.tokens, kGlaChunk); chunk-- > 0;) {
-    BackwardChunk(head, out, out.checkpoints + chunk * K * V, chunk * kGlaChunk, c, g);
+  for (size_t chunk = hwy::DivCeil(heads->tokens, kGlaChunk); chunk-- > 0;) {
+    for (size_t h = 0; h < count; ++h) {
+      BackwardChunk(heads[h], outs[h], outs[h].checkpoints + chunk * K * V, chunk * kGlaChunk, c, g);
+    }
   }
 }
 
@@ -129,10 +131,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace seqloom::ops::cpu {
 
-HWY_EXPORT(BackwardHead);
+HWY_EXPORT(BackwardHeads);
 
-void gla_backward_head(const GlaHead& head, const GlaBackward& out) {
-  HWY_DYNAMIC_DISPATCH(BackwardHead)(head, out);
+void gla_backward_heads(const GlaHead* heads, const GlaBackward* outs, size_t count) {
+  HWY_DYNAMIC_DISPATCH(BackwardHeads)(heads, outs, count);
 }
 
 }  // namespace seqloom::ops::cpu

@@ -10,25 +10,29 @@
 HWY_BEFORE_NAMESPACE();
 namespace seqloom::ops::cpu::HWY_NAMESPACE {
 
-void ForwardHead(const GlaHead& head, const GlaForward& out) {
-  const size_t K = padded(head.keys), V = padded(head.values);
+void ForwardChunk(const GlaHead& head, const GlaForward& out, size_t first, GlaChunk& c, float* o) {
+  const size_t K = c.K, V = c.V;
+  if (out.checkpoints != nullptr) std::copy_n(out.state, K * V, out.checkpoints + first / kGlaChunk * K * V);
+  LoadChunk(head, first, c);
+  PrepareChunk(head, c, nullptr);
+  Gemm<Store::kSet, Shape::kLowerLeft>({c.scores, c.rows, 1}, {c.v, V}, {o, V}, c.rows, V, c.rows);
+  Gemm<Store::kAdd>({c.q_in, K, 1}, {out.state, V}, {o, V}, c.rows, V, K);
+  StoreRows(c, o, V, first, head.values, 1, out.o);
+  DecayState(c, out.state);
+  Gemm<Store::kAdd>({c.k_out, 1, K}, {c.v, V}, {out.state, V}, K, V, c.rows);
+}
+
+void ForwardHeads(const GlaHead* heads, const GlaForward* outs, size_t count) {
+  const size_t K = padded(heads->keys), V = padded(heads->values);
   Scratch scratch(ChunkFloats(K, V) + kGlaChunk * V);
-  GlaChunk c = MakeChunk(head.keys, head.values, scratch);
-  float *o = scratch.take(kGlaChunk * V), *checkpoint = out.checkpoints;
-  const auto keep_state = [&] {
-    if (checkpoint != nullptr) checkpoint = std::copy(out.state, out.state + K * V, checkpoint);
-  };
-  for (size_t first = 0; first < head.tokens; first += kGlaChunk) {
-    keep_state();
-    LoadChunk(head, first, c);
-    PrepareChunk(head, c, nullptr);
-    Gemm<Store::kSet, Shape::kLowerLeft>({c.scores, c.rows, 1}, {c.v, V}, {o, V}, c.rows, V, c.rows);
-    Gemm<Store::kAdd>({c.q_in, K, 1}, {out.state, V}, {o, V}, c.rows, V, K);
-    StoreRows(c, o, V, first, head.values, 1, out.o);
-    DecayState(c, out.state);
-    Gemm<Store::kAdd>({c.k_out, 1, K}, {c.v, V}, {out.state, V}, K, V, c.rows);
+  GlaChunk c = MakeChunk(heads->keys, heads->values, scratch);
+  float* o = scratch.take(kGlaChunk * V);
+  for (size_t first = 0; first < heads->tokens; first += kGlaChunk) {
+    for (size_t h = 0; h < count; ++h) ForwardChunk(heads[h], outs[h], first, c, o);
   }
-  keep_state();
+  for (size_t h = 0; h < count && outs[h].checkpoints != nullptr; ++h) {
+    std::copy_n(outs[h].state, K * V, outs[h].checkpoints + hwy::DivCeil(heads->tokens, kGlaChunk) * K * V);
+  }
 }
 
 void RecurrentHead(const GlaHead& head, const GlaForward& out) {
@@ -57,20 +61,24 @@ void RecurrentHead(const GlaHead& head, const GlaForward& out) {
   }
 }
 
+void RecurrentHeads(const GlaHead* heads, const GlaForward* outs, size_t count) {
+  for (size_t h = 0; h < count; ++h) RecurrentHead(heads[h], outs[h]);
+}
+
 }  // namespace seqloom::ops::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace seqloom::ops::cpu {
 
-HWY_EXPORT(ForwardHead);
-HWY_EXPORT(RecurrentHead);
+HWY_EXPORT(ForwardHeads);
+HWY_EXPORT(RecurrentHeads);
 
-void gla_forward_head(const GlaHead& head, const GlaForward& out) {
-  HWY_DYNAMIC_DISPATCH(ForwardHead)(head, out);
+void gla_forward_heads(const GlaHead* heads, const GlaForward* outs, size_t count) {
+  HWY_DYNAMIC_DISPATCH(ForwardHeads)(heads, outs, count);
 }
-void gla_recurrent_head(const GlaHead& head, const GlaForward& out) {
-  HWY_DYNAMIC_DISPATCH(RecurrentHead)(head, out);
+void gla_recurrent_heads(const GlaHead* heads, const GlaForward* outs, size_t count) {
+  HWY_DYNAMIC_DISPATCH(RecurrentHeads)(heads, outs, count);
 }
 
 }  // namespace seqloom::ops::cpu

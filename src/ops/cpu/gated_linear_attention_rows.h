@@ -39,9 +39,11 @@ struct GlaBackward {
   HeadResult dq, dk, dv, d_gate;
 };
 
-void gla_forward_head(const GlaHead& head, const GlaForward& out);
-void gla_backward_head(const GlaHead& head, const GlaBackward& out);
+/// `count` heads of one sequence. All of them take a chunk of tokens before the next one begins: a row of memory is
+/// then read whole.
+void gla_forward_heads(const GlaHead* heads, const GlaForward* outs, size_t count);
+void gla_backward_heads(const GlaHead* heads, const GlaBackward* outs, size_t count);
 /// The recurrence as it is defined, for few tokens.
-void gla_recurrent_head(const GlaHead& head, const GlaForward& out);
+void gla_recurrent_heads(const GlaHead* heads, const GlaForward* outs, size_t count);
 
 }  // namespace seqloom::ops::cpu
