@@ -66,6 +66,10 @@ Memory ResidualBlock::empty_memory(int64_t batch) const {
   return memory;
 }
 
+void ResidualBlock::replace_mixer(std::shared_ptr<Mixer> mixer) {
+  mixer_ = replace_module("mixer", std::move(mixer));
+}
+
 CausalMixer& ResidualBlock::causal_mixer() const {
   auto* causal = dynamic_cast<CausalMixer*>(mixer_.get());
   if (causal == nullptr || !causal->causal()) misuse("this layer's mixer is bidirectional: it has no streaming form");

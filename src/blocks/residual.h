@@ -36,6 +36,7 @@ class ResidualBlock : public torch::nn::Module {
   Memory empty_memory(int64_t batch) const;
 
   Mixer& mixer() { return *mixer_; }
+  void replace_mixer(std::shared_ptr<Mixer> mixer);
   int64_t branches() const { return channel_ ? 2 : 1; }
 
  private:

@@ -19,6 +19,9 @@ void add_inspect_command(CLI::App& app);
 /// A recipe file with the command line's --set assignments.
 Config load_recipe(const std::string& path, const std::vector<std::string>& assignments);
 
+/// The option --cache-every of commands that read with a trained model (Decoder::cache_every).
+void add_cache_every(CLI::App& command, int64_t& tokens);
+
 /// Ends the command with this exit status (for a claim that failed, where nothing was wrong with the work itself).
 struct ExitWith {
   int status;

@@ -14,7 +14,7 @@ namespace {
 struct GenerateArguments {
   std::string checkpoint, prompt, save_state, load_state;
   std::vector<std::string> stop;
-  int64_t tokens = 200;
+  int64_t tokens = 200, cache_every = 0;
   SamplerOptions sampler;
   bool json = false;
 };
@@ -27,7 +27,12 @@ void check_sampler(SamplerOptions& options) {
 }
 
 Session start_session(const GenerateArguments& arguments, const LanguageModel& model) {
-  Session session(model.decoder, fingerprint(model.checkpoint));
+  std::string model_id = fingerprint(model.checkpoint);
+  if (arguments.cache_every > 0) {
+    model.decoder->cache_every(arguments.cache_every);
+    model_id += fmt::format(" cache_every {}", arguments.cache_every);
+  }
+  Session session(model.decoder, model_id);
   if (!arguments.load_state.empty()) session.load(arguments.load_state);
   std::vector<int64_t> prompt;
   for (const int32_t id : model.tokenizer->encode(arguments.prompt)) prompt.push_back(id);
@@ -74,6 +79,14 @@ void generate(GenerateArguments& arguments) {
 
 }  // namespace
 
+void add_cache_every(CLI::App& command, int64_t& tokens) {
+  command
+      .add_option("--cache-every", tokens,
+                  "keep each layer's memory after so many tokens, begin a new one and read the mean of all (Memory "
+                  "Caching after training): for recurrent models beyond the length they were trained on")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+}
+
 void add_generate_command(CLI::App& app) {
   auto arguments = std::make_shared<GenerateArguments>();
   CLI::App* command = app.add_subcommand("generate", "Stream a continuation of a prompt, token by token");
@@ -96,6 +109,7 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--stop", arguments->stop, "end before this text (again for more)");
   command->add_option("--save-state", arguments->save_state, "write the stream's state to this file at the end");
   command->add_option("--load-state", arguments->load_state, "go on from a saved state");
+  add_cache_every(*command, arguments->cache_every);
   command->add_flag("--json", arguments->json, "print the result as JSON instead of streaming it");
   command->callback([arguments] { generate(*arguments); });
 }

@@ -187,12 +187,11 @@ std::string numbered(const std::string& name, size_t i) {
   return fmt::format("{}.{}", name, i);
 }
 
-void check_fixed_size(const Memory& empty, const std::string& option, const std::string& kind,
-                      const std::string& therefore) {
+void check_fixed_size(const Memory& empty, const std::string& where, const std::string& therefore) {
   for (const auto& [name, tensor] : empty.flatten()) {
     if (tensor.numel() > 0) continue;
-    misuse("{}.kind = \"{}\": its memory grows with the tokens ({} is {} when empty), {}", option, kind, name,
-           fmt::streamed(tensor.sizes()), therefore);
+    misuse("{}: its memory grows with the tokens ({} is {} when empty), {}", where, name, fmt::streamed(tensor.sizes()),
+           therefore);
   }
 }
 

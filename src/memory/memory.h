@@ -77,10 +77,9 @@ Memory rows_of(const torch::Tensor& chosen, const Memory& a, const Memory& b);
 /// The name of the i-th of several tensors, "momentum.0".
 std::string numbered(const std::string& name, size_t i);
 
-/// Throws UsageError when some tensor grows with the tokens: "`option` = `kind`: its memory grows with the tokens (k is
-/// ... when empty), `therefore`".
-void check_fixed_size(const Memory& empty, const std::string& option, const std::string& kind,
-                      const std::string& therefore);
+/// Throws UsageError when some tensor grows with the tokens: "`where`: its memory grows with the tokens (k is ... when
+/// empty), `therefore`".
+void check_fixed_size(const Memory& empty, const std::string& where, const std::string& therefore);
 
 /// What a run of tokens does to any memory that it is appended to (see ScannableMixer). It has the same parts.
 using Summary = Memory;

@@ -20,20 +20,22 @@ Tensor weighted(const Tensor& weights, const Tensor& t) {
 
 }  // namespace
 
-CachedMixer::CachedMixer(int64_t width, const Options& options) : CausalMixer(width), options_(options) {
-  const auto mixer = make_mixer(width, options.of, "of");
-  const auto kind = options.of["kind"].get<std::string>();
-  inner_ = std::dynamic_pointer_cast<CausalMixer>(mixer);
+CachedMixer::CachedMixer(int64_t width, const Options& options)
+    : CachedMixer(make_mixer(width, options.of, "of"), options,
+                  "of = " + options.of.dump(-1, ' ', false, Config::error_handler_t::replace)) {}
+
+CachedMixer::CachedMixer(const std::shared_ptr<Mixer>& mixer, const CachingOptions& options, const std::string& where)
+    : CausalMixer(mixer->width()), options_(options), inner_(std::dynamic_pointer_cast<CausalMixer>(mixer)) {
   if (!inner_ || !inner_->causal()) {
-    misuse("of: {} is not causal, it has no memory that could be cached; choose a recurrent mixer", kind);
+    misuse("{}: it is not causal, so it has no memory that could be cached; choose a recurrent mixer", where);
   }
   const Memory empty = inner_->empty_memory(1);
-  check_fixed_size(empty, "of", kind,
+  check_fixed_size(empty, where,
                    "so that there is nothing to gain from keeping copies; choose a recurrent mixer, whose memory has a "
                    "fixed size");
   for (const auto& [name, tensor] : empty.flatten()) elements_ += tensor.numel();
   register_module("of", inner_);
-  if (options_.has_gates()) u_proj_ = register_module("u_proj", linear(width, width, false));
+  if (options_.has_gates()) u_proj_ = register_module("u_proj", linear(width(), width(), false));
 }
 
 Memory CachedMixer::empty_memory(int64_t batch) const {

@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "mixers/caching.h"
@@ -24,7 +25,8 @@ struct CachedMixerOptions : CachingOptions {
 ///   y_t = sum_i g_t^i y^i_t,   g_t = softmax_i <W_u x_t, c_i> / temperature,   c_i the mean (sum) of segment i's
 ///   inputs
 /// so that a cached read, other than in the paper's formula, contains the token's own write; copies are thrown away.
-/// One gate for all heads, since their outputs are projected already. `residual` has g = 1 and no W_u; `soup` reads
+/// One gate for all heads, since their outputs are projected already. `residual` has g = 1 and `mean` g = 1 / (N + 1),
+/// both no W_u, so that they also serve a mixer that was trained without caches; `soup` reads
 /// extend(x_t, sum_i g_i C_i + g_0 M_{t-1}), for which t's segment is gone through token by token.
 ///
 /// The running memories of a segment come from one call of the mixer; its reads of N caches are n N rows of one token.
@@ -39,6 +41,8 @@ class CachedMixer final : public CausalMixer {
   static constexpr const char* about = "the memory of any recurrent mixer kept at the end of every segment";
 
   CachedMixer(int64_t width, const Options& options);
+  /// Round a mixer that is there already. `where` begins the messages that refuse one.
+  CachedMixer(const std::shared_ptr<Mixer>& mixer, const CachingOptions& options, const std::string& where);
   Memory empty_memory(int64_t batch) const override;
   void after_step() override { inner_->after_step(); }
   std::vector<Tensor> without_weight_decay() const override { return inner_->without_weight_decay(); }
@@ -62,7 +66,7 @@ class CachedMixer final : public CausalMixer {
   void keep(const Stretch& s, const Tensor& sums, Memory& memory) const;
   Tensor extend_inner(const Tensor& x, const Tensor& real, Memory& memory);
 
-  Options options_;
+  CachingOptions options_;
   std::shared_ptr<CausalMixer> inner_;
   torch::nn::Linear u_proj_{nullptr};
   int64_t elements_ = 0;  // numbers in one memory of one row

@@ -18,8 +18,8 @@ Tensor newest_first(const Tensor& filled) {
 
 void CachingOptions::describe(Fields& f) {
   f.add("aggregate", aggregate,
-        "what is mixed: plain or gated sum of reads, the memories themselves, the best few reads")
-      .one_of({"residual", "grm", "soup", "ssc"});
+        "what is mixed: plain sum, mean or gated sum of reads, the memories themselves, the best few reads")
+      .one_of({"residual", "mean", "grm", "soup", "ssc"});
   f.add("segmentation", segmentation, "segments of one length, or powers of two that add up to T (not in a stream)")
       .one_of({"constant", "logarithmic"});
   f.add("segment", segment, "tokens of a segment").at_least(1);
@@ -95,7 +95,10 @@ void CachingOptions::check_budget(int64_t caches, int64_t elements) const {
 }
 
 Tensor memory_weights(const CachingOptions& options, const Tensor& scores, const Tensor& seen) {
-  if (!options.has_gates()) return seen.to(scores.scalar_type());
+  if (!options.has_gates()) {
+    const Tensor each = seen.to(scores.scalar_type());
+    return options.aggregate == "mean" ? each / each.sum(-1, /*keepdim=*/true) : each;
+  }
   const auto hidden = [](const Tensor& s, const Tensor& shown) {
     return s.masked_fill(shown.logical_not(), -std::numeric_limits<double>::infinity());
   };

@@ -20,7 +20,7 @@ struct CachingOptions {
 
   void describe(Fields& f);
   bool restarts() const { return segment_init == "restart"; }
-  bool has_gates() const { return aggregate != "residual"; }
+  bool has_gates() const { return aggregate != "residual" && aggregate != "mean"; }
   /// sums [.., d] of the keys of `counts` [..] tokens -> the context, their mean or sum.
   torch::Tensor pooled(const torch::Tensor& sums, const torch::Tensor& counts) const;
   /// Lengths of the stretches that `tokens` tokens fall into, the first of which begins `phase` tokens into a segment.
@@ -39,8 +39,8 @@ struct CachingOptions {
 };
 
 /// The weights of N cached memories and, last, of the running one: scores [.., N + 1], seen [.., N + 1] bool (the last
-/// is always seen). A softmax over the seen ones (grm, soup), over the top_k cached ones and the running one (ssc), or
-/// 1 for each (residual, for which the scores' values do not matter).
+/// is always seen). A softmax over the seen ones (grm, soup), over the top_k cached ones and the running one (ssc), or,
+/// whatever the scores, 1 for each (residual) or an equal share (mean).
 torch::Tensor memory_weights(const CachingOptions& options, const torch::Tensor& scores, const torch::Tensor& seen);
 
 }  // namespace seqloom

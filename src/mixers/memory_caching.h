@@ -55,6 +55,7 @@ class MemoryCaching final : public CausalMixer {
       "of = { kind = 'linear_attention', heads = 2 }\nsegment = 9\naggregate = 'ssc'\nsegment_init = 'checkpoint'",
       "of = { kind = 'gated_deltanet', heads = 2, head_dim = 4, use_short_conv = false }\nsegment = 12\n"
       "aggregate = 'residual'\nmax_caches = 2",
+      "of = { kind = 'mamba', state = 4 }\nsegment = 7\naggregate = 'mean'",
       "of = { kind = 'linear_attention', heads = 2, normalize = false }\nsegment = 10\naggregate = 'soup'",
       "of = { kind = 'titans', heads = 2, chunk = 4 }\nsegment = 6",
       "of = { kind = 'nalaformer', heads = 2 }\nsegment = 6",

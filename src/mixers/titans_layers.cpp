@@ -226,7 +226,7 @@ Tensor TitansMal::read(const Tensor& x, Memory& memory, Pass& pass) {
 TitansMac::TitansMac(int64_t width, const Options& o)
     : TitansLayer(width, o, read_options<PrefixAttentionOptions>(o.attention, "attention"), 2 * o.segment),
       segment_(o.segment) {
-  check_fixed_size(inner_->empty_memory(1), "memory", o.memory["kind"].get<std::string>(),
+  check_fixed_size(inner_->empty_memory(1), "memory = " + o.memory["kind"].get<std::string>(),
                    "but titans_mac copies it at every segment; choose a recurrent mixer, or titans_mag or titans_mal");
 }
 

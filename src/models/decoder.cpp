@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "blocks/positions.h"
+#include "mixers/cached_mixer.h"
 #include "models/checkpointing.h"
 #include "ops/precision.h"
 
@@ -136,6 +137,18 @@ Memory Decoder::empty_memory(int64_t batch) const {
   for (size_t i = 0; i < layers_.size(); ++i)
     memory.child("layers").child(std::to_string(i)) = layers_[i]->empty_memory(batch);
   return memory;
+}
+
+void Decoder::cache_every(int64_t tokens) {
+  CachingOptions options;
+  options.aggregate = "mean";
+  options.segment = tokens;
+  std::vector<std::shared_ptr<Mixer>> cached;  // all of them before the first is put in place: one may be refused
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const auto mixer = std::dynamic_pointer_cast<Mixer>(layers_[i]->mixer().shared_from_this());
+    cached.push_back(std::make_shared<CachedMixer>(mixer, options, fmt::format("layer {}", i + 1)));
+  }
+  for (size_t i = 0; i < layers_.size(); ++i) layers_[i]->replace_mixer(std::move(cached[i]));
 }
 
 int64_t Decoder::parameter_count() const {

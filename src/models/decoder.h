@@ -46,6 +46,12 @@ class Decoder : public torch::nn::Module {
   Tensor extend(const Tensor& ids, Memory& memory);
   Memory empty_memory(int64_t batch) const;
 
+  /// Post-training Memory Caching (arXiv 2602.24281): from now on every layer's mixer keeps its memory after each
+  /// `tokens` tokens, begins a new one, and answers with the mean of what the kept ones and the running one say. For a
+  /// trained recurrent model that is to read more than the rows of `tokens` tokens it was trained on. Throws UsageError
+  /// naming the layer whose mixer has no memory of fixed size.
+  void cache_every(int64_t tokens);
+
   int64_t vocabulary() const { return vocabulary_; }
   int64_t width() const { return options_.width; }
   int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }

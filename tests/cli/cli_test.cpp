@@ -99,6 +99,32 @@ TEST_F(Cli, ASavedStateGoesOnAsIfNothingHadHappened) {
   EXPECT_NE(shown.out.find("model.layers.0.ssm"), std::string::npos);
 }
 
+TEST_F(Cli, CacheEveryReadsOnWithATrainedRecurrentModel) {
+  const std::string recurrent = "--set model.layers.1.mixer='{kind = \"gla\", heads = 2}' ";
+  ASSERT_EQ(train(recurrent).status, 0);
+  const std::string command = "generate " + run_folder() + " --temperature 0 --json --prompt 'the work ' --tokens 40 ";
+  const std::string plain = seqloom(command).out;
+  EXPECT_EQ(json::parse(seqloom(command + "--cache-every 1000").out)["text"], json::parse(plain)["text"]);
+  const Outcome cached = seqloom(command + "--cache-every 7 --save-state " + path("s.safetensors"));
+  ASSERT_EQ(cached.status, 0) << cached.err;
+  EXPECT_GT(json::parse(cached.out)["state_bytes"], json::parse(plain)["state_bytes"]) << "it keeps seven memories";
+  expect_error(seqloom("generate " + run_folder() + " --cache-every 8 --load-state " + path("s.safetensors")), 1,
+               "belongs to another model");
+
+  const std::string evaluation = "eval " + run_folder() + " --data " + path("text.txt") + " --context 64 --json ";
+  const auto bits = [&](const std::string& more) {
+    return json::parse(seqloom(evaluation + more).out)["bits_per_byte"].get<double>();
+  };
+  EXPECT_NEAR(bits("--cache-every 64"), bits(""), 1e-5);
+  EXPECT_NE(bits("--cache-every 16"), bits(""));
+}
+
+TEST_F(Cli, CacheEveryRefusesAttention) {
+  ASSERT_EQ(train().status, 0);
+  expect_error(seqloom("generate " + run_folder() + " --prompt x --cache-every 8"), 2,
+               "layer 2: its memory grows with the tokens");
+}
+
 TEST_F(Cli, StopStringsEndTheText) {
   ASSERT_EQ(train().status, 0);
   const std::string command = "generate " + run_folder() + " --prompt 'a' --tokens 200 --seed 3 --json ";

@@ -129,15 +129,14 @@ TEST(MemoryTree, MapsAndZips) {
 }
 
 TEST(MemoryTree, SaysWhichPartGrows) {
-  EXPECT_NO_THROW(check_fixed_size(example(), "of", "gla", "which is bad"));
+  EXPECT_NO_THROW(check_fixed_size(example(), "of = gla", "which is bad"));
   try {
-    check_fixed_size(empty_example(), "of", "attention", "which is bad");
+    check_fixed_size(empty_example(), "of = attention", "which is bad");
     ADD_FAILURE() << "not refused";
   } catch (const UsageError& error) {
-    EXPECT_STREQ(
-        error.what(),
-        "of.kind = \"attention\": its memory grows with the tokens (inner.k is [2, 0, 6] when empty), which is "
-        "bad");
+    EXPECT_STREQ(error.what(),
+                 "of = attention: its memory grows with the tokens (inner.k is [2, 0, 6] when empty), which is "
+                 "bad");
   }
 }
 

@@ -127,6 +127,35 @@ TEST(MemoryCaching, OfAMixerSoupOfLinearMemoriesIsGatedReads) {
   expect_near(soup->forward(x), grm->forward(x), 1e-5, "soup");
 }
 
+TEST(MemoryCaching, MeanOfALinearMemoryIsTheMeanByHand) {
+  torch::manual_seed(6);
+  const torch::NoGradGuard no_grad;
+  const auto cached = make(
+      "of = { kind = 'linear_attention', heads = 1, normalize = false, feature_map = 'identity' }\nsegment = 4\n"
+      "aggregate = 'mean'");
+  auto parameters = cached->named_parameters();
+  EXPECT_EQ(parameters.find("u_proj.weight"), nullptr) << "it serves a mixer that was trained without caches";
+  const Tensor x = torch::randn({11, 8});
+  const auto projected = [&](const char* name) {
+    return torch::matmul(x, parameters[std::string("of.") + name + "_proj.weight"].t());
+  };
+  const Tensor q = projected("q"), k = projected("k"), v = projected("v");
+  std::vector<Tensor> outputs;
+  for (int64_t t = 0; t < 11; ++t) {
+    const Tensor written = torch::outer(k[t], v[t]);  // what t adds to whichever memory it is read with
+    Tensor sum = torch::zeros({8}), memory = torch::zeros({8, 8});
+    for (int64_t s = 0; s <= t; ++s) {
+      if (s % 4 == 0) memory = torch::zeros({8, 8});
+      memory = memory + torch::outer(k[s], v[s]);
+      if (s % 4 == 3 && s < t) sum = sum + torch::matmul(q[t], memory + written);
+    }
+    sum = sum + torch::matmul(q[t], memory);
+    const auto kept = static_cast<double>(t / 4);
+    outputs.push_back(torch::matmul(parameters["of.o_proj.weight"], sum / (kept + 1)));
+  }
+  expect_near(cached->forward(x.unsqueeze(0))[0], torch::stack(outputs), 1e-5, "mean");
+}
+
 TEST(MemoryCaching, OfADeepMemoryGoesOnInsideItsChunks) {
   torch::manual_seed(4);
   const torch::NoGradGuard no_grad;

@@ -54,6 +54,66 @@ TEST(DecoderModel, AConvolutionBeforeAMixerStreamsAndKeepsRowsApart) {
   expect_near(model->hidden(rows.reshape({1, 18}), packed).view({2, 9, 16}), whole, 1e-5, "packed");
 }
 
+/// A decoder of two layers of `kind`; none where that takes options.
+std::shared_ptr<Decoder> two_layers(const std::string& kind) {
+  const std::string options = mixers().get(kind).trials.front();
+  Config table = parse_toml(options, "test");
+  table["kind"] = kind;
+  torch::manual_seed(3);
+  return std::make_shared<Decoder>(
+      32, Config({{"width", 24}, {"layers", Config::array({{{"repeat", 2}, {"mixer", table}}})}}), "test: model");
+}
+
+TEST(CacheEvery, IsThePlainModelUpToItsFirstCacheAndStreams) {
+  const torch::NoGradGuard no_grad;
+  int cached = 0;
+  for (const std::string& kind : mixers().names()) {
+    SCOPED_TRACE(kind);
+    const auto plain = two_layers(kind), model = two_layers(kind);
+    try {
+      model->cache_every(8);
+    } catch (const UsageError& error) {
+      EXPECT_EQ(std::string(error.what()).rfind("layer 1: ", 0), 0U) << error.what();
+      continue;
+    }
+    ++cached;
+    const Tensor tokens = ids(2, 21);
+    const auto read = [&](Decoder& decoder, const std::vector<int64_t>& sizes) {
+      Memory memory = decoder.empty_memory(2);
+      std::vector<Tensor> outputs;
+      int64_t begin = 0;
+      for (const int64_t size : sizes) {
+        outputs.push_back(decoder.extend(tokens.narrow(1, begin, size), memory));
+        begin += size;
+      }
+      return torch::cat(outputs, 1);
+    };
+    const Tensor without = read(*plain, {21}), with = read(*model, {21});
+    expect_near(with.narrow(1, 0, 8), without.narrow(1, 0, 8), 1e-4, "before the first cache");
+    EXPECT_GT((with - without).abs().max().item<double>(), 1e-4) << "and not beyond it";
+    expect_near(read(*model, {5, 1, 9, 1, 5}), with, 1e-4, "in pieces");
+    Pass pass;
+    expect_near(model->hidden(tokens, pass), with, 1e-4, "as trained");
+  }
+  EXPECT_GE(cached, 8);
+}
+
+TEST(CacheEvery, RefusesWhatHasNoMemoryOfFixedSizeAndLeavesTheModelAsItWas) {
+  const auto model = decoder("width = 16\n" + kLayers);
+  const torch::NoGradGuard no_grad;
+  const Tensor tokens = ids(1, 9);
+  Memory before = model->empty_memory(1), after = model->empty_memory(1);
+  const Tensor y = model->extend(tokens, before);
+  try {
+    model->cache_every(4);
+    FAIL() << "attention keeps all tokens";
+  } catch (const UsageError& error) {
+    EXPECT_NE(std::string(error.what()).find("layer 3: its memory grows with the tokens"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_TRUE(torch::equal(model->extend(tokens, after), y));
+}
+
 TEST(DecoderModel, CheckpointedActivationsGiveTheSameGradients) {
   const auto model = decoder("width = 16\n" + kLayers);
   const Tensor tokens = ids(2, 12);
