@@ -48,6 +48,7 @@ Nalaformer::Nalaformer(int64_t width, const Options& o)
   }
   frequencies_ = image ? torch::pow(10000, -torch::linspace(0, 1, head_width_ / 4, torch::kFloat64))
                        : rope_frequencies(head_width_, RopeOptions());
+  if (!o.rope) frequencies_.zero_();
 }
 
 Config Nalaformer::from_case(Config config, const std::map<std::string, std::vector<int64_t>>&) {

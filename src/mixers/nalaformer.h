@@ -13,7 +13,7 @@ struct NalaformerOptions {
   int64_t heads = 4;
   std::string layout = "1d";
   std::optional<int64_t> height, width;
-  bool causal = true;
+  bool causal = true, rope = true;
   double power = 3, power_offset = 0.5, eps = 1e-6, ln_eps = 1e-5;
   int64_t lepe_kernel = 5;
 
@@ -23,6 +23,7 @@ struct NalaformerOptions {
     f.add("height", height, "2d: rows of the image; none: as many as there are").at_least(1);
     f.add("width", width, "2d: pixels of a row").at_least(1);
     f.add("causal", causal, "false: every token sees the whole sequence; 2d has no other form");
+    f.add("rope", rope, "queries and keys turn with their position, outside the normaliser");
     f.add("power", power, "exponent of the keys, and factor of the queries' exponent").at_least(1);
     f.add("power_offset", power_offset, "the queries' exponent is power (power_offset + tanh |q|)").at_least(0);
     f.add("lepe_kernel", lepe_kernel,
@@ -38,8 +39,8 @@ struct NalaformerOptions {
 ///   p = power (power_offset + tanh n),  q' = [(relu(q)/n)^p ; (relu(-q)/n)^p],  k' = [relu(k)^power ; relu(-k)^power]
 ///   o_t = (R_t q'_t) . sum_s (R_s k'_s) v_s^T / (q'_t . sum_s k'_s + eps N)
 ///   y = W ( LayerNorm(o + lepe) * silu(g) ),  lepe = a depthwise convolution of v
-/// R rotates both halves by the token's position, the normaliser is not rotated. Sums are over s <= t and N = t where
-/// causal, else over all N tokens.
+/// R rotates both halves by the token's position (where `rope`), the normaliser is not rotated. Sums are over s <= t
+/// and N = t where causal, else over all N tokens.
 /// Memory: S [B, H, 2K, K] (of rotated keys), z [B, H, 2K], lepe [B, D, lepe_kernel-1]. Element: S and z as if its
 /// first token were at position 0; combining turns the right one's S by the left one's length and adds.
 class Nalaformer final : public ScannableMixer {
@@ -49,7 +50,7 @@ class Nalaformer final : public ScannableMixer {
       "linear attention whose queries' norm sets how sharply they look (NaLaFormer, arXiv 2506.21137)";
   static constexpr const char* trials[] = {"heads = 2",
                                            "heads = 3\nlepe_kernel = 0\npower = 2\npower_offset = 0.7\neps = 1e-3",
-                                           "heads = 2\nlepe_kernel = 1\npower = 2.5\npower_offset = 0",
+                                           "heads = 2\nlepe_kernel = 1\npower = 2.5\npower_offset = 0\nrope = false",
                                            "heads = 4\nlepe_kernel = 4",
                                            "heads = 4\ncausal = false\nlepe_kernel = 3",
                                            "heads = 2\ncausal = false\nlepe_kernel = 0",

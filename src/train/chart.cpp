@@ -10,9 +10,10 @@
 namespace seqloom {
 namespace {
 
-constexpr double kWidth = 460, kHeight = 300, kLeft = 62, kRight = 16, kTop = 30, kBottom = 46;
-constexpr size_t kKinds = 8;          // of colours, dashes and markers
-constexpr size_t kMarkersOfLine = 8;  // at the most: more would hide the line
+constexpr double kLeft = 62, kRight = 16, kTop = 30, kBottom = 46;
+constexpr double kNameHeight = 15, kNameGap = 26, kLetter = 7;  // of names at the lines' ends
+constexpr size_t kKinds = 8;                                    // of colours, dashes and markers
+constexpr size_t kMarkersOfLine = 8;                            // at the most: more would hide the line
 
 // Colours, dashes and markers each tell series apart, so that a reader of any colour vision finds one that does.
 constexpr std::array<const char*, kKinds> kDashes = {"", "7 3", "2 3", "9 3 2 3", "14 4", "4 2", "1 2", "6 2 1 2 1 2"};
@@ -61,7 +62,7 @@ std::vector<double> linear_ticks(double low, double high) {
 }
 
 /// Two to six powers of two in [low, high], other round numbers where it holds fewer.
-std::vector<double> log_ticks(double low, double high) {
+std::vector<double> binary_ticks(double low, double high) {
   const double first = std::ceil(std::log2(low) - 1e-9), last = std::floor(std::log2(high) + 1e-9);
   const double step = std::max(1.0, std::ceil((last - first + 1) / 6));
   std::vector<double> at;
@@ -71,14 +72,36 @@ std::vector<double> log_ticks(double low, double high) {
   return at.size() < 2 ? linear_ticks(low, high) : at;
 }
 
-bool drawable(const std::pair<double, double>& point, bool log_x) {
-  // Beyond 1e30 differences and powers of coordinates could overflow.
-  return std::abs(point.first) < 1e30 && std::abs(point.second) < 1e30 && (!log_x || point.first > 1e-30);
+/// 1, 2 and 5 times powers of ten in [low, high], over more than two decades the powers alone.
+std::vector<double> decimal_ticks(double low, double high) {
+  const bool all = high / low < 100;
+  std::vector<double> at;
+  for (double power = std::pow(10, std::floor(std::log10(low))); power <= high; power *= 10) {
+    for (const double unit : {1, 2, 5}) {
+      if ((unit == 1 || all) && power * unit >= low && power * unit <= high) at.push_back(power * unit);
+    }
+  }
+  if (at.size() < 2) return linear_ticks(low, high);
+  const size_t stride = (at.size() + 11) / 12;
+  std::vector<double> few;
+  for (size_t i = 0; i < at.size(); i += stride) few.push_back(at[i]);
+  return few;
 }
 
-std::vector<Series> only_drawable(std::vector<Series> series, bool log_x) {
+std::string tick_text(double value) {
+  if (std::abs(value) < 1e4 || std::abs(value) >= 1e9) return fmt::format("{:.4g}", value);
+  return std::abs(value) < 1e6 ? fmt::format("{:.4g}k", value / 1e3) : fmt::format("{:.4g}M", value / 1e6);
+}
+
+bool drawable(const std::pair<double, double>& point, const ChartOptions& options) {
+  // Beyond 1e30 differences and powers of coordinates could overflow.
+  return std::abs(point.first) < 1e30 && std::abs(point.second) < 1e30 && (!options.log_x || point.first > 1e-30) &&
+         (!options.log_y || point.second > 1e-30);
+}
+
+std::vector<Series> only_drawable(std::vector<Series> series, const ChartOptions& options) {
   for (auto& one : series) {
-    std::erase_if(one.points, [&](const auto& point) { return !drawable(point, log_x); });
+    std::erase_if(one.points, [&](const auto& point) { return !drawable(point, options); });
   }
   return series;
 }
@@ -105,31 +128,32 @@ std::string marker(size_t index, double x, double y, const std::string& tip) {
                      kMarkers[marker_kind(index)], tip.empty() ? "" : "<title>" + html_escape(tip) + "</title>");
 }
 
-std::string line(size_t index, const std::string& points) {
-  return fmt::format("<polyline class='line s{}' points='{}' stroke-dasharray='{}'/>", kind(index), points,
-                     kDashes[kind(index)]);
+std::string line(size_t index, const std::string& points, bool bold = false) {
+  return fmt::format("<polyline class='line s{}{}' points='{}' stroke-dasharray='{}'/>", kind(index),
+                     bold ? " bold" : "", points, kDashes[kind(index)]);
 }
 
 std::string axes_svg(const Axis& x, const Axis& y, const ChartOptions& options) {
   std::string svg = fmt::format("<text class='title' x='{}' y='16'>{}</text>", kLeft, html_escape(options.title));
-  for (const double t : linear_ticks(y.low, y.high)) {
+  for (const double t : options.log_y ? decimal_ticks(y.low, y.high) : linear_ticks(y.low, y.high)) {
     svg += fmt::format("<line class='grid' x1='{0}' x2='{1}' y1='{2:.1f}' y2='{2:.1f}'/>", x.from, x.to, y.at(t));
-    svg += fmt::format("<text x='{}' y='{:.1f}' text-anchor='end'>{:.4g}</text>", kLeft - 6, y.at(t) + 4, t);
+    svg += fmt::format("<text x='{}' y='{:.1f}' text-anchor='end'>{}</text>", kLeft - 6, y.at(t) + 4, tick_text(t));
   }
-  for (const double t : options.log_x ? log_ticks(x.low, x.high) : linear_ticks(x.low, x.high)) {
+  for (const double t : options.log_x ? binary_ticks(x.low, x.high) : linear_ticks(x.low, x.high)) {
     svg += fmt::format("<line class='grid' x1='{0:.1f}' x2='{0:.1f}' y1='{1}' y2='{2}'/>", x.at(t), y.from, y.to);
-    svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{:.4g}</text>", x.at(t), y.from + 16, t);
+    svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{}</text>", x.at(t), y.from + 16, tick_text(t));
   }
-  svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{}</text>", (x.from + x.to) / 2, kHeight - 8,
+  svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{}</text>", (x.from + x.to) / 2, options.height - 8,
                      html_escape(options.x_label));
   return svg + fmt::format("<text transform='translate(14 {:.1f}) rotate(-90)' text-anchor='middle'>{}</text>",
                            (y.from + y.to) / 2, html_escape(options.y_label));
 }
 
-std::string series_svg(const Series& series, size_t index, const Axis& x, const Axis& y, bool lines) {
+std::string series_svg(const Series& series, size_t index, const Axis& x, const Axis& y, const ChartOptions& options) {
+  const bool lines = options.lines;
   std::string svg, points;
   for (const auto& [px, py] : series.points) points += fmt::format("{:.1f},{:.1f} ", x.at(px), y.at(py));
-  if (lines) svg += line(index, points);
+  if (lines) svg += line(index, points, series.name == options.bold);
   const size_t count = series.points.size(), stride = lines ? (count + kMarkersOfLine - 1) / kMarkersOfLine : 1;
   // Each line begins its markers at another point, so that they do not cover each other.
   for (size_t i = stride > 1 ? index % kKinds * stride / kKinds : 0; i < count; i += stride) {
@@ -139,34 +163,45 @@ std::string series_svg(const Series& series, size_t index, const Axis& x, const 
   return svg;
 }
 
-constexpr int64_t kLargestPicture = 96;
-constexpr int kShades = 12;
-
-/// Blocks become their entry of greatest absolute value.
-torch::Tensor shrunk(const torch::Tensor& matrix) {
-  const int64_t block = (matrix.size(0) + kLargestPicture - 1) / kLargestPicture;
-  if (block <= 1) return matrix;
-  const auto strongest = [&](const torch::Tensor& part) {
-    return torch::max_pool2d(part.clamp_min(0).view({1, 1, part.size(0), part.size(1)}), block, block, 0, 1,
-                             true)[0][0];
-  };
-  const torch::Tensor above = strongest(matrix), below = strongest(-matrix);
-  return torch::where(above >= below, above, -below);
+/// Heights for names that want to be at `wanted`: in their order, no two closer than a name is high, within [low, high]
+/// as far as there is room.
+std::vector<double> spread(const std::vector<double>& wanted, double low, double high) {
+  std::vector<double> at = wanted;
+  for (size_t i = 0; i < at.size(); ++i) at[i] = std::max(at[i], i == 0 ? low : at[i - 1] + kNameHeight);
+  for (size_t i = at.size(); i-- > 0;) {
+    at[i] = std::min(at[i], i + 1 == at.size() ? high : at[i + 1] - kNameHeight);
+  }
+  return at;
 }
 
-/// One path for all cells of one shade and sign: runs along the rows, a stroke as wide as a cell.
-std::string cells(const torch::Tensor& shades, int shade) {
-  const auto at = shades.accessor<int, 2>();
-  std::string path;
-  for (int64_t r = 0; r < shades.size(0); ++r) {
-    for (int64_t c = 0; c < shades.size(1);) {
-      int64_t end = c;
-      while (end < shades.size(1) && at[r][end] == shade) ++end;
-      if (end > c) path += fmt::format("M{} {}.5h{}", c, r, end - c);
-      c = std::max(end, c + 1);
-    }
+/// The name of every series, right of the chart and tied to the end of its line.
+std::string names_svg(const std::vector<Series>& series, const Axis& x, const Axis& y, const ChartOptions& options) {
+  std::vector<size_t> order;
+  for (size_t i = 0; i < series.size(); ++i) {
+    if (!series[i].points.empty()) order.push_back(i);
   }
-  return path;
+  const auto end = [&](size_t i) { return y.at(series[i].points.back().second); };
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return end(a) < end(b); });
+  std::vector<double> wanted;
+  for (const size_t i : order) wanted.push_back(end(i));
+  const std::vector<double> heights = spread(wanted, y.to, y.from);
+  std::string svg;
+  for (size_t place = 0; place < order.size(); ++place) {
+    const size_t i = order[place];
+    svg += fmt::format("<path class='tie s{}' d='M{:.1f} {:.1f}L{:.1f} {:.1f}'/>", kind(i),
+                       x.at(series[i].points.back().first), wanted[place], x.to + kNameGap - 4, heights[place]);
+    svg += fmt::format("<text class='name s{}{}' x='{:.1f}' y='{:.1f}'>{}</text>", kind(i),
+                       series[i].name == options.bold ? " bold" : "", x.to + kNameGap, heights[place] + 4,
+                       html_escape(series[i].name));
+  }
+  return svg;
+}
+
+double right_margin(const std::vector<Series>& series, const ChartOptions& options) {
+  if (!options.names) return kRight;
+  size_t longest = 0;
+  for (const auto& one : series) longest = std::max(longest, one.name.size());
+  return kNameGap + kLetter * static_cast<double>(longest) + 8;
 }
 
 }  // namespace
@@ -197,19 +232,34 @@ std::string html_escape(const std::string& text) {
   return safe;
 }
 
-std::string chart_svg(const std::vector<Series>& all, const ChartOptions& options) {
-  const auto series = only_drawable(all, options.log_x);
+std::string chart_group(const std::vector<Series>& all, const ChartOptions& options) {
+  const auto series = only_drawable(all, options);
   const auto [x_low, x_high] = extent(series, &std::pair<double, double>::first, options.log_x);
-  const auto [y_low, y_high] = extent(series, &std::pair<double, double>::second, false);
-  const double margin = 0.05 * (y_high - y_low);
+  const auto [y_low, y_high] = extent(series, &std::pair<double, double>::second, options.log_y);
   const double inset = options.lines ? 0 : 12;  // points alone must not sit on the frame
-  const Axis x{x_low, x_high, kLeft + inset, kWidth - kRight - inset, options.log_x};
-  const Axis y{y_low - margin, y_high + margin, kHeight - kBottom, kTop};
-  std::string svg = fmt::format("<svg class='chart' viewBox='0 0 {} {}' role='img' aria-label='{}'>", kWidth, kHeight,
-                                html_escape(options.title));
-  svg += axes_svg(x, y, options);
-  for (size_t i = 0; i < series.size(); ++i) svg += series_svg(series[i], i, x, y, options.lines);
-  return svg + "</svg>\n";
+  const double right = options.width - right_margin(series, options);
+  const Axis x{x_low, x_high, kLeft + inset, right - inset, options.log_x};
+  Axis y{y_low, y_high, options.height - kBottom, kTop, options.log_y};
+  const double margin = 0.05;
+  y.low = options.log_y ? y_low * std::pow(y_high / y_low, -margin) : y_low - margin * (y_high - y_low);
+  y.high = options.log_y ? y_high * std::pow(y_high / y_low, margin) : y_high + margin * (y_high - y_low);
+  std::string svg = axes_svg(x, y, options);
+  for (size_t i = 0; i < series.size(); ++i) svg += series_svg(series[i], i, x, y, options);
+  return options.names ? svg + names_svg(series, x, y, options) : svg;
+}
+
+std::string chart_svg(const std::vector<Series>& series, const ChartOptions& options) {
+  return fmt::format("<svg class='chart' viewBox='0 0 {} {}' role='img' aria-label='{}'>", options.width,
+                     options.height, html_escape(options.title)) +
+         chart_group(series, options) + "</svg>\n";
+}
+
+std::string svg_file(double width, double height, const std::string& title, const std::string& content) {
+  return fmt::format(
+      "<svg xmlns='http://www.w3.org/2000/svg' width='{0}' height='{1}' viewBox='0 0 {0} {1}' role='img' "
+      "aria-label='{2}'>\n<style>{3}</style>\n<rect width='{0}' height='{1}' fill='var(--paper)'/>\n"
+      "<g class='chart'>{4}</g>\n</svg>\n",
+      width, height, html_escape(title), chart_style(), content);
 }
 
 std::string legend_html(const std::vector<std::string>& names) {
@@ -221,34 +271,21 @@ std::string legend_html(const std::vector<std::string>& names) {
   return html + "</ul>\n";
 }
 
-std::string matrix_svg(const torch::Tensor& matrix, const std::string& title) {
-  const torch::Tensor picture = shrunk(matrix.to(torch::kFloat32).nan_to_num(0, 0, 0));
-  const torch::Tensor strength = picture / picture.abs().amax(1, true).clamp_min(1e-30);
-  const torch::Tensor shades = (strength * kShades).round().to(torch::kInt32).contiguous();
-  std::string svg = fmt::format("<svg class='matrix' viewBox='0 0 {} {}' role='img' aria-label='{}'>", picture.size(1),
-                                picture.size(0), html_escape(title));
-  svg += fmt::format("<rect class='back' width='{}' height='{}'/>", picture.size(1), picture.size(0));
-  for (int shade = -kShades; shade <= kShades; ++shade) {
-    if (shade == 0) continue;
-    const std::string path = cells(shades, shade);
-    if (path.empty()) continue;
-    svg += fmt::format("<path class='{}' stroke-opacity='{:.2f}' d='{}'/>", shade > 0 ? "plus" : "minus",
-                       std::abs(shade) / static_cast<double>(kShades), path);
-  }
-  return svg + "</svg>\n";
-}
-
 std::string chart_style() {
   return R"(
+:root { --ink: #1d2126; --paper: #fff; --faint: #d9dde2; }
 :root { --s0: #0067a5; --s1: #c44e00; --s2: #007d5a; --s3: #b0408a; --s4: #8f6a00; --s5: #2b7f99; --s6: #555; --s7: #7a3e00; }
 @media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ea; --paper: #16191d; --faint: #3a4047; }
   :root { --s0: #5ab4f0; --s1: #ff9350; --s2: #38d3a2; --s3: #f09acd; --s4: #f2cc4d; --s5: #8be0ee; --s6: #c3c8cd; --s7: #d3a173; }
 }
 .s0 { color: var(--s0); } .s1 { color: var(--s1); } .s2 { color: var(--s2); } .s3 { color: var(--s3); }
 .s4 { color: var(--s4); } .s5 { color: var(--s5); } .s6 { color: var(--s6); } .s7 { color: var(--s7); }
 .line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; } .mark { fill: currentColor; }
+.line.bold { stroke-width: 4; } .tie { fill: none; stroke: currentColor; stroke-width: 0.8; opacity: 0.6; }
 .chart { width: 100%; height: auto; } .chart text { font: 12px system-ui, sans-serif; fill: var(--ink); }
 .chart text.title { font-weight: 600; font-size: 13px; } .chart .grid { stroke: var(--faint); stroke-width: 1; }
+.chart text.name { fill: currentColor; } .chart text.bold { font-weight: 700; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.4rem; padding: 0; margin: 0.5rem 0 1rem; list-style: none; }
 .legend svg { margin-right: 0.5rem; vertical-align: -1px; }
 .matrix { width: 100%; height: auto; shape-rendering: crispEdges; } .matrix .back { fill: var(--faint); fill-opacity: 0.35; }

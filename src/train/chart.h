@@ -4,8 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "base/torch.h"
-
 namespace seqloom {
 
 /// One line or set of points of a chart.
@@ -17,7 +15,10 @@ struct Series {
 struct ChartOptions {
   std::string title, x_label, y_label;
   bool lines = true;  // false: points only
-  bool log_x = false;
+  bool log_x = false, log_y = false;
+  bool names = false;                // each line's name at its end, where no legend stands beside the chart
+  std::string bold{};                // the name of the series that the others are compared with
+  double width = 460, height = 300;  // pixels
 };
 
 /// An SVG picture of series, told apart by colour, dash and marker (up to eight of each); the legend is
@@ -25,12 +26,14 @@ struct ChartOptions {
 /// `chart_style`.
 std::string chart_svg(const std::vector<Series>& series, const ChartOptions& options);
 
+/// The same without the <svg> round it, to stand in a larger picture.
+std::string chart_group(const std::vector<Series>& series, const ChartOptions& options);
+
+/// A picture as a file of its own, with the style that `content` (charts and what uses their classes) needs.
+std::string svg_file(double width, double height, const std::string& title, const std::string& content);
+
 /// What tells the series of these names apart, in their order.
 std::string legend_html(const std::vector<std::string>& names);
-
-/// A matrix [T, T] as a picture: a cell's strength is its size against the largest of its row, its colour the sign.
-/// Matrices beyond 96 x 96 are shrunk to their strongest entries.
-std::string matrix_svg(const torch::Tensor& matrix, const std::string& title);
 
 /// The style sheet that the pictures need, for light and dark pages.
 std::string chart_style();

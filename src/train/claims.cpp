@@ -30,6 +30,7 @@ std::string section(const RunStudy& run) {
     text += fmt::format("| {} | {:.4g}{} | {} |\n", cell(check.check.text()), check.value, other,
                         verdict(run.result, check));
   }
+  text += fmt::format("\n![{}]({}/{}.svg)\n", cell(run.study.title), kPictures, run.stem());
   text += "\n| variant | parameters | training, s |\n| --- | --- | --- |\n";
   for (const auto& variant : run.result.variants) {
     text += fmt::format("| {} | {} | {:.0f} |\n", variant.name, variant.parameters, variant.seconds);

@@ -6,11 +6,11 @@
 
 #include "io/atomic_file.h"
 #include "train/chart.h"
+#include "train/matrix_picture.h"
+#include "train/study_series.h"
 
 namespace seqloom {
 namespace {
-
-constexpr size_t kPointsOfCurve = 100;
 
 // default-src 'none': even a browser that is fooled by the page's data loads and runs nothing.
 constexpr const char* kHead = R"(<!doctype html>
@@ -22,9 +22,9 @@ constexpr const char* kHead = R"(<!doctype html>
 )";
 
 constexpr const char* kStyle = R"(
-:root { color-scheme: light dark; --ink: #1d2126; --paper: #fff; --faint: #d9dde2; --good: #0b7a4b; --bad: #b3261e; }
+:root { color-scheme: light dark; --good: #0b7a4b; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ea; --paper: #16191d; --faint: #3a4047; --good: #4cc38a; --bad: #ff8a80; }
+  :root { --good: #4cc38a; --bad: #ff8a80; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1280px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
@@ -57,38 +57,6 @@ std::string claim_html(const StudyResult& result) {
   return html + "</ul>\n";
 }
 
-std::set<std::string> metric_names(const StudyResult& result) {
-  std::set<std::string> names;
-  for (const auto& variant : result.variants) {
-    for (const auto& [name, value] : variant.metrics) names.insert(name);
-  }
-  return names;
-}
-
-/// N of a metric NAME@N, nothing for other names.
-std::optional<double> size_of_metric(const std::string& name) {
-  const size_t at = name.find('@');
-  if (at == std::string::npos) return std::nullopt;
-  const std::string digits = name.substr(at + 1);
-  if (digits.empty() || digits.size() > 15 || digits.find_first_not_of("0123456789") != std::string::npos) {
-    return std::nullopt;
-  }
-  return std::stod(digits);
-}
-
-/// Metrics in the order of a reader: by name, NAME@4 before NAME@16.
-std::vector<std::string> columns(const StudyResult& result) {
-  const auto names = metric_names(result);
-  std::vector<std::string> sorted(names.begin(), names.end());
-  std::stable_sort(sorted.begin(), sorted.end(), [](const std::string& a, const std::string& b) {
-    const auto key = [](const std::string& name) {
-      return std::pair(name.substr(0, name.find('@')), size_of_metric(name).value_or(-1));
-    };
-    return key(a) < key(b);
-  });
-  return sorted;
-}
-
 std::string memory_note(const StudyResult& result) {
   for (const auto& variant : result.variants) {
     if (variant.memory_tokens) {
@@ -100,7 +68,7 @@ std::string memory_note(const StudyResult& result) {
 }
 
 std::string table_html(const StudyResult& result) {
-  const auto metrics = columns(result);
+  const auto metrics = sorted_metrics(result);
   std::string html =
       "<h2>Variants</h2>\n<div class='scroll'><table id='variants'>\n<tr><th>variant</th><th>parameters</th>"
       "<th>seconds</th><th>tokens/s</th><th>memory</th>";
@@ -119,49 +87,17 @@ std::string table_html(const StudyResult& result) {
   return html + "</table></div>\n" + memory_note(result);
 }
 
-/// Means of neighbouring losses: single steps are noise.
-std::vector<std::pair<double, double>> smoothed(const std::vector<std::pair<int64_t, double>>& losses) {
-  const size_t width = std::max<size_t>(1, (losses.size() + kPointsOfCurve - 1) / kPointsOfCurve);
-  std::vector<std::pair<double, double>> points;
-  for (size_t i = 0; i < losses.size(); i += width) {
-    const size_t end = std::min(i + width, losses.size());
-    double sum = 0;
-    for (size_t j = i; j < end; ++j) sum += losses[j].second;
-    points.emplace_back(losses[end - 1].first, sum / static_cast<double>(end - i));
-  }
-  return points;
-}
-
-/// A series for each variant, of the points that `add` gives it.
-template <typename Add>
-std::vector<Series> series_of(const StudyResult& result, Add add) {
-  std::vector<Series> all;
-  for (const auto& variant : result.variants) {
-    all.push_back({variant.name, {}});
-    add(variant, all.back().points);
-  }
-  return all;
-}
-
-/// For each NAME of metrics NAME@N, the curve over N.
 std::string curves_over_size(const StudyResult& result) {
-  std::set<std::string> stems;
-  for (const auto& name : metric_names(result)) {
-    if (size_of_metric(name)) stems.insert(name.substr(0, name.find('@')));
-  }
   std::string html;
-  for (const auto& stem : stems) {
-    const auto curves = series_of(result, [&](const VariantResult& variant, auto& points) {
-      for (const auto& [name, value] : variant.metrics) {
-        const auto size = size_of_metric(name);
-        if (size && name.substr(0, name.find('@')) == stem) points.emplace_back(*size, value);
-      }
-      std::sort(points.begin(), points.end());
-    });
+  for (const auto& [stem, curves] : metric_curves(result)) {
     html += chart_svg(curves,
                       {.title = stem + "@N over N", .x_label = "N (log scale)", .y_label = stem + "@N", .log_x = true});
   }
   return html;
+}
+
+bool empty(const std::vector<Series>& all) {
+  return std::all_of(all.begin(), all.end(), [](const Series& one) { return one.points.empty(); });
 }
 
 /// Each metric that is no NAME@N against what it cost.
@@ -176,15 +112,18 @@ std::string quality_against_cost(const StudyResult& result) {
         if (found != variant.metrics.end() && x) points.emplace_back(*x, found->second);
       });
     };
-    html += chart_svg(against([](const VariantResult& v) { return std::optional<double>(v.seconds); }),
-                      {.title = metric + " against training time",
-                       .x_label = "training time, seconds",
-                       .y_label = metric,
-                       .lines = false});
+    const auto by_time = against(
+        [](const VariantResult& v) { return v.losses.empty() ? std::nullopt : std::optional<double>(v.seconds); });
+    if (!empty(by_time)) {
+      html += chart_svg(by_time, {.title = metric + " against training time",
+                                  .x_label = "training time, seconds",
+                                  .y_label = metric,
+                                  .lines = false});
+    }
     const auto by_memory = against([](const VariantResult& v) {
       return v.memory_bytes ? std::optional<double>(static_cast<double>(*v.memory_bytes) / 1024) : std::nullopt;
     });
-    if (std::all_of(by_memory.begin(), by_memory.end(), [](const Series& one) { return one.points.empty(); })) continue;
+    if (empty(by_memory)) continue;
     html += chart_svg(by_memory, {.title = metric + " against memory",
                                   .x_label = "memory of a stream, KiB (log scale)",
                                   .y_label = metric,
@@ -197,11 +136,11 @@ std::string quality_against_cost(const StudyResult& result) {
 std::string charts_html(const StudyResult& result) {
   std::vector<std::string> names;
   for (const auto& variant : result.variants) names.push_back(variant.name);
-  const auto losses =
-      series_of(result, [](const VariantResult& variant, auto& points) { points = smoothed(variant.losses); });
-  return "<h2>Curves</h2>\n" + legend_html(names) + "<div class='charts'>\n" +
-         chart_svg(losses, {.title = "training loss", .x_label = "step", .y_label = "loss, nats"}) +
-         curves_over_size(result) + quality_against_cost(result) + "</div>\n";
+  const std::vector<Series> losses = loss_curves(result);
+  const std::string training =
+      empty(losses) ? "" : chart_svg(losses, {.title = "training loss", .x_label = "step", .y_label = "loss, nats"});
+  return "<h2>Curves</h2>\n" + legend_html(names) + "<div class='charts'>\n" + training + curves_over_size(result) +
+         quality_against_cost(result) + "</div>\n";
 }
 
 std::string pictures_html(const StudyResult& result) {

@@ -185,7 +185,7 @@ VariantResult train_variant(const StudyVariant& variant, const std::string& stud
   } catch (const Error& error) {
     fail("{}: {}: {}", study, variant.name, error.what());
   }
-  result.tokens_per_second = tokens / result.seconds;
+  if (result.seconds > 0) result.tokens_per_second = tokens / result.seconds;
   dissect(trainer.task(), result);
   return result;
 }

@@ -22,6 +22,8 @@ class Task {
   /// `index` alone, so that a resumed run sees the data of an unbroken one.
   virtual torch::Tensor loss(int64_t index) = 0;
   virtual int64_t tokens_per_batch() const = 0;
+  /// False for a task that only measures: it is evaluated without a step before it.
+  virtual bool trains() const { return true; }
   /// Metrics on held-out data by name. Called without gradients.
   virtual std::map<std::string, double> evaluate() = 0;
   /// The metric that tells best how good the model is, and whether less of it is better.

@@ -109,7 +109,7 @@ Trainer::~Trainer() = default;
 
 std::map<std::string, double> Trainer::run(const TrainObserver& observer) {
   std::map<std::string, double> metrics;
-  while (step_ < options_.steps) {
+  while (task_->trains() && step_ < options_.steps) {
     const StepReport report = train_step();
     metrics_->write({{"step", report.step},
                      {"loss", report.loss},

@@ -33,6 +33,11 @@ TEST_P(Studies, RunAFewSteps) {
   EXPECT_NE(outcome.out.find("\"judged\":false"), std::string::npos) << outcome.out;
   EXPECT_NE(read_text(path("claims.md")).find("not judged"), std::string::npos);
   EXPECT_TRUE(std::filesystem::exists(path("out") + "/report.html"));
+  const std::string picture = std::filesystem::path(GetParam()).stem().string() + ".svg";
+  EXPECT_NE(read_text(path("claims.md")).find("(img/" + picture + ")"), std::string::npos);
+  const std::string svg = read_text(path("img/" + picture));
+  EXPECT_EQ(svg.rfind("<svg xmlns=", 0), 0U);
+  EXPECT_LT(svg.size(), 60'000U);
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, Studies, testing::ValuesIn(study_files()),

@@ -2,13 +2,18 @@
 #include "train/study.h"
 
 #include <cmath>
+#include <regex>
+#include <set>
 
 #include "base/error.h"
 #include "io/toml.h"
 #include "support/process.h"
 #include "train/anatomy.h"
 #include "train/chart.h"
+#include "train/matrix_picture.h"
+#include "train/picture.h"
 #include "train/report.h"
+#include "train/study_series.h"
 
 namespace seqloom {
 namespace {
@@ -196,6 +201,61 @@ TEST_F(StudyRun, ReportIsWholeAndEscapesWhatTheFileSays) {
   EXPECT_TRUE(json["variants"][1]["metrics"]["accuracy"].is_null()) << "NaN has no JSON";
 }
 
+TEST_F(StudyRun, PictureShowsCurvesOverNOrBarsOfTheClaim) {
+  Study hostile = study();
+  hostile.title = "<script>";
+  StudyResult result = run_study(hostile, path("out"), 3, {});
+  const std::string curves = picture_svg(hostile, result);
+  EXPECT_NE(curves.find(">accuracy@N over N</text>"), std::string::npos);
+  EXPECT_NE(curves.find(">training loss</text>"), std::string::npos);
+  EXPECT_EQ(curves.find("<script"), std::string::npos);
+
+  for (auto& variant : result.variants) {
+    variant.metrics = {{"error", 0.25}};
+    variant.losses.clear();
+  }
+  result.variants[1].metrics["error"] = std::nan("");
+  result.checks.resize(1);
+  result.checks[0].check.metric = "error";
+  const std::string bars = picture_svg(hostile, result);
+  EXPECT_NE(bars.find(">one</text>"), std::string::npos);
+  EXPECT_NE(bars.find(">0.25</text>"), std::string::npos);
+  EXPECT_EQ(bars.find(">two</text>"), std::string::npos) << "it has no number";
+  EXPECT_EQ(bars.find("training loss"), std::string::npos);
+}
+
+TEST_F(StudyRun, ATaskThatOnlyMeasuresIsJudgedWithoutAStep) {
+  const StudyResult result = run_study(parse_study(parse_toml(R"(
+[task]
+kind = "sharpness"
+eval_rows = 5
+keys = 9
+[model]
+width = 8
+[[variant]]
+name = "softmax"
+model.mixer = { kind = "attention", heads = 1 }
+[claim]
+checks = [{ metric = "drop", variant = "softmax", at_least = 0 }]
+)",
+                                                              "test"),
+                                                   "test"),
+                                       path("out"), 0, {});
+  EXPECT_TRUE(result.judged && result.holds());
+  EXPECT_TRUE(result.variants[0].losses.empty());
+  EXPECT_EQ(result.variants[0].tokens_per_second, 0);
+  write_report(study(), result, path("out"));
+  EXPECT_EQ(read_text(path("out/report.html")).find("training loss"), std::string::npos);
+}
+
+TEST(StudySeries, AMetricsSizeIsANumberBehindAnAt) {
+  EXPECT_EQ(size_of_metric("entropy@0.5"), 0.5);
+  EXPECT_EQ(size_of_metric("accuracy@16"), 16);
+  for (const char* name : {"accuracy", "a@", "a@.", "a@1.2.3", "a@x", "a@-1", "a@1234567890123456"}) {
+    EXPECT_FALSE(size_of_metric(name)) << name;
+  }
+}
+
 TEST(Chart, DrawsWhateverNumbersThereAre) {
   const double inf = std::numeric_limits<double>::infinity();
   const std::vector<std::vector<std::pair<double, double>>> sets = {{},
@@ -206,9 +266,13 @@ TEST(Chart, DrawsWhateverNumbersThereAre) {
                                                                     {{-1e29, -1e29}, {1e29, 1e29}},
                                                                     {{1e-320, 1e-320}, {1, 1}}};
   for (const auto& points : sets) {
-    for (const bool log_x : {false, true}) {
-      const std::string svg =
-          chart_svg({{"a", points}}, {.title = "t", .x_label = "x", .y_label = "y", .log_x = log_x});
+    for (const bool logarithmic : {false, true}) {
+      const std::string svg = chart_svg({{"a", points}}, {.title = "t",
+                                                          .x_label = "x",
+                                                          .y_label = "y",
+                                                          .log_x = logarithmic,
+                                                          .log_y = logarithmic,
+                                                          .names = logarithmic});
       EXPECT_LT(svg.size(), 10000U);
       EXPECT_EQ(svg.find("nan"), std::string::npos) << svg;
       EXPECT_EQ(svg.find("inf"), std::string::npos) << svg;
@@ -220,6 +284,33 @@ TEST(Chart, TellsEightSeriesApartByColourDashAndMarker) {
   const std::vector<std::string> names(8, "x");
   std::string legend = legend_html(names);
   for (int i = 0; i < 8; ++i) EXPECT_NE(legend.find("line s" + std::to_string(i)), std::string::npos);
+}
+
+TEST(Chart, NamesAtTheEndsOfLinesKeepApart) {
+  std::vector<Series> series;  // thirty lines that end in one point
+  for (int i = 0; i < 30; ++i) series.push_back({fmt::format("<{}>", i), {{1, 10 + i}, {2, 10}}});
+  const std::string svg =
+      chart_group(series, {.title = "t", .x_label = "x", .y_label = "y", .log_y = true, .names = true, .height = 600});
+  std::set<double> heights;
+  const std::regex name("<text class='name[^']*' x='[0-9.]+' y='([0-9.]+)'>&lt;[0-9]+&gt;</text>");
+  for (auto found = std::sregex_iterator(svg.begin(), svg.end(), name); found != std::sregex_iterator(); ++found) {
+    heights.insert(std::stod((*found)[1]));
+  }
+  ASSERT_EQ(heights.size(), 30U);
+  double before = 0;
+  for (const double height : heights) {
+    EXPECT_GE(height - before, 12) << height;
+    before = height;
+  }
+  EXPECT_LE(before, 600);
+}
+
+TEST(Chart, AFileIsWholeXml) {
+  const std::string file = svg_file(10, 20, "<&'>", chart_group({{"a", {{1, 1}, {2, 3}}}}, ChartOptions()));
+  EXPECT_EQ(file.rfind("<svg xmlns=", 0), 0U);
+  EXPECT_NE(file.find("aria-label='&lt;&amp;&#39;&gt;'"), std::string::npos);
+  EXPECT_NE(file.find("--paper:"), std::string::npos);
+  EXPECT_EQ(file.find("href"), std::string::npos) << "it loads nothing";
 }
 
 TEST(Chart, ShrinksLargeMatricesToTheirStrongestEntries) {
