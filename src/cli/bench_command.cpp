@@ -125,6 +125,7 @@ void print_table(const std::vector<Row>& rows) {
 }
 
 void bench(const BenchArguments& arguments) {
+  if (!arguments.mixers.chart.empty() && !arguments.layers) misuse("--chart draws what --layers measures: give both");
   if (arguments.stream) return bench_stream(arguments.mixers);
   if (arguments.layers) return bench_layers(arguments.mixers);
   if (arguments.model.empty()) misuse("bench: name a recipe or a checkpoint, or ask for --stream or --layers");
@@ -168,7 +169,8 @@ void add_bench_command(CLI::App& app) {
       "  seqloom bench recipes/scripture.toml --lengths 2000,200000 --only prefill\n"
       "  seqloom bench runs/scripture --json\n"
       "  seqloom bench --stream --mixers mamba,attention\n"
-      "  seqloom bench --layers --lengths 1024,4096");
+      "  seqloom bench --layers --lengths 1024,4096\n"
+      "  seqloom bench --layers --chart docs/img/training_steps.svg");
   command->add_option("MODEL", arguments->model, "a recipe (.toml) or a checkpoint");
   command->add_option("--set", arguments->assignments, "change a key of the recipe");
   command->add_option("--lengths", arguments->lengths, "sequence lengths, comma separated")
@@ -187,6 +189,7 @@ void add_bench_command(CLI::App& app) {
   command->add_flag("--layers", arguments->layers, "time a training step of each mixer alone over lengths instead");
   command->add_option("--mixers", arguments->mixers.kinds, "with --stream and --layers: these mixers (default: all)")
       ->delimiter(',');
+  command->add_option("--chart", arguments->mixers.chart, "with --layers: also draw the rates into this SVG file");
   command->add_option("--positions", arguments->mixers.positions, "with --stream: tokens read before")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));

@@ -12,13 +12,15 @@ struct MixerBench {
   std::vector<int64_t> lengths = {1024, 2048, 4096, 8192};  // --layers: T
   int64_t width = 256, tokens = 64, repeats = 3;            // D, streamed tokens that are timed, training steps
   bool json = false;
+  std::string chart;  // --layers: also an SVG of the rates; empty: none
 };
 
 /// Times a streamed token at several positions and measures what a memory holds there. The positions take turns, token
 /// by token, so that a disturbance of the machine meets all of them; ratios are medians over the turns.
 void bench_stream(const MixerBench& options);
 
-/// Times a training step, forward and backward of x [1, T, D], over lengths.
+/// Times a training step, forward and backward of x [1, T, D], over lengths. A mixer whose step takes very long is
+/// timed once, and not at longer lengths.
 void bench_layers(const MixerBench& options);
 
 }  // namespace seqloom

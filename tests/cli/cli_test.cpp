@@ -252,6 +252,17 @@ TEST_F(Cli, BenchMeasuresARecipe) {
   EXPECT_EQ(json::parse(prefill.out)["rows"][0]["train_tokens_per_second"], 0) << prefill.err;
 }
 
+TEST_F(Cli, BenchDrawsTheTrainingStepsOfMixers) {
+  const Outcome outcome =
+      seqloom("bench --layers --mixers gla,attention --lengths 8,16,32 --json --chart " + path("rates.svg"));
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_GT(json::parse(outcome.out)[1]["tokens_per_second"][2].get<double>(), 0);
+  const std::string svg = read_text(path("rates.svg"));
+  EXPECT_NE(svg.find("<polyline class='line s1 bold'"), std::string::npos) << "attention stands out";
+  EXPECT_NE(svg.find(">gla</text>"), std::string::npos);
+  expect_error(seqloom("bench --stream --chart x.svg"), 2, "--layers");
+}
+
 TEST_F(Cli, BenchStreamsMixersAtSeveralPositions) {
   const Outcome outcome = seqloom("bench --stream --mixers gla,attention --positions 8,600 --json");
   ASSERT_EQ(outcome.status, 0) << outcome.err;
