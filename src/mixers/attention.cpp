@@ -9,6 +9,7 @@
 #include "mixers/heads.h"
 #include "mixers/token_positions.h"
 #include "ops/precision.h"
+#include "ops/varlen_attention.h"
 
 namespace seqloom {
 namespace {
@@ -54,6 +55,15 @@ RopeOptions rope_options(const AttentionOptions& o) {
   rope.high_freq_factor = scaling.high_freq_factor;
   rope.original_max_position = scaling.original_max_position_embeddings;
   return rope;
+}
+
+/// The place of each packed token in its row, [1, N]. x [1, N, D].
+Tensor packed_positions(const Tensor& offsets, const Tensor& x) {
+  if (x.size(0) != 1 || offsets[-1].item<int64_t>() != x.size(1)) {
+    misuse("layout: packed rows end at {} but x is {}", offsets[-1].item<int64_t>(), fmt::streamed(x.sizes()));
+  }
+  const Tensor first = offsets.narrow(0, 0, offsets.size(0) - 1).to(x.device());
+  return token_positions(x, Pass()).sub(first.repeat_interleave(offsets.diff().to(x.device()))).unsqueeze(0);
 }
 
 /// The last `limit` entries along `dim`, all when limit < 0.
@@ -208,10 +218,10 @@ Attention::Placed Attention::place(const Tensor& x, const Tensor& positions, con
   return {x, phases, unwound(phases.select(2, phases.size(2) - 1)).to(state_options().dtype())};
 }
 
-void Attention::check_context(const Tensor& x, const Tensor& context) const {
+void Attention::check_context(int64_t rows, const Tensor& context) const {
   if (options_.causal) misuse("attention to a context, another sequence, needs causal = false");
-  if (context.dim() != 3 || context.size(0) != x.size(0) || context.size(2) != width()) {
-    misuse("the context is {}, expected [{}, S, {}]", fmt::streamed(context.sizes()), x.size(0), width());
+  if (context.dim() != 3 || context.size(0) != rows || context.size(2) != width()) {
+    misuse("the context is {}, expected [{}, S, {}]", fmt::streamed(context.sizes()), rows, width());
   }
 }
 
@@ -241,9 +251,13 @@ std::function<Tensor(const Tensor&)> Attention::bias() const {
   };
 }
 
+double Attention::scale() const {
+  return options_.scale.value_or(1 / std::sqrt(static_cast<double>(head_dim_)));
+}
+
 ops::AttentionRule Attention::rule_for(int64_t queries, int64_t keys, const Tensor& keep) const {
   ops::AttentionRule rule;
-  rule.scale = options_.scale.value_or(1 / std::sqrt(static_cast<double>(head_dim_)));
+  rule.scale = scale();
   rule.causal = options_.causal;
   rule.window = options_.window;
   rule.softcap = options_.logit_softcap;
@@ -263,9 +277,38 @@ Tensor Attention::finish(const Tensor& o) {
   return o_proj_(merge_heads(o.transpose(1, 2)));
 }
 
+bool Attention::takes_packed() const {
+  return !options_.logit_softcap && (is("none") || is("learned") || is("sinusoidal") || is("rope"));
+}
+
+Tensor Attention::mix_packed(const Tensor& x, const Pass& pass) {
+  const Tensor &context = pass.context, &offsets = pass.layout.offsets();
+  const Tensor where = pass.positions.defined() ? given_positions(x, pass) : packed_positions(offsets, x);
+  const Placed tokens = place(x, where, {}, {});
+  Placed source = tokens;
+  Tensor source_offsets = offsets;
+  std::optional<Tensor> keep;
+  if (context.defined()) {
+    const bool packed = pass.context_layout.is_packed();
+    check_context(packed ? 1 : offsets.size(0) - 1, context);
+    source_offsets =
+        packed ? pass.context_layout.offsets() : torch::arange(offsets.size(0), offsets.options()) * context.size(1);
+    const Tensor real = packed ? Tensor() : pass.context_layout.keep(context.size(0), context.size(1));
+    if (real.defined()) keep = real.flatten();
+    const Tensor rows = context.flatten(0, 1).unsqueeze(0);
+    source = place(rows, packed_positions(source_offsets, rows), {}, {});
+  }
+  const auto rows = [](const Tensor& heads) { return heads.squeeze(0).transpose(0, 1); };  // [1, H, N, d] -> [N, H, d]
+  const auto [k, v] = keys_values(source);
+  const Tensor o = std::get<0>(ops::varlen_attention(rows(queries(tokens)), rows(k), rows(v), offsets, source_offsets,
+                                                     options_.causal, options_.window, scale(), keep));
+  return o_proj_(merge_heads(o.unsqueeze(0)));
+}
+
 Tensor Attention::mix(const Tensor& x, Pass& pass) {
+  if (pass.layout.is_packed()) return mix_packed(x, pass);
   const Tensor& context = pass.context;
-  if (context.defined()) check_context(x, context);
+  if (context.defined()) check_context(x.size(0), context);
   Tensor keep = pass.layout.keep(x.size(0), x.size(1));
   const Placed tokens = place(x, token_positions(x, pass), keep, {});
   Placed source = tokens;
@@ -302,7 +345,7 @@ void Attention::remember(const Tensor& k, const Tensor& v, const Tensor& keep, M
 }
 
 Tensor Attention::read(const Tensor& x, Memory& memory, Pass& pass) {
-  if (pass.context.defined()) check_context(x, pass.context);
+  if (pass.context.defined()) check_context(x.size(0), pass.context);
   check_memory(memory, x.size(0));
   const int64_t window = options_.window.value_or(0);
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));

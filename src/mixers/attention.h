@@ -88,6 +88,8 @@ class Attention final : public ScannableMixer {
 
  protected:
   Tensor mix(const Tensor& x, Pass& pass) override;
+  /// Packed rows need no padding where scores depend on nothing but the projected tokens.
+  bool takes_packed() const override;
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory identity_element(int64_t batch) const override;
   Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
@@ -102,6 +104,7 @@ class Attention final : public ScannableMixer {
     Tensor phase;   // carope: after the last token, [B, Hkv, d/2]
   };
 
+  Tensor mix_packed(const Tensor& x, const Pass& pass);
   bool is(const char* scheme) const { return options_.position == scheme; }
   void add_position_parameters();
   void add_carope();
@@ -109,12 +112,13 @@ class Attention final : public ScannableMixer {
   Placed place(const Tensor& x, const Tensor& positions, const Tensor& keep, const Tensor& phase) const;
   Tensor queries(const Placed& tokens);                         // [B, H, T, d]
   std::pair<Tensor, Tensor> keys_values(const Placed& tokens);  // [B, Hkv, S, d] each
-  void check_context(const Tensor& x, const Tensor& context) const;
+  void check_context(int64_t rows, const Tensor& context) const;
   void check_memory(const Memory& memory, int64_t batch) const;
   /// Appends to the cache and keeps the last `limit` entries, all when limit < 0.
   void remember(const Tensor& k, const Tensor& v, const Tensor& keep, Memory& memory, int64_t limit) const;
   /// Moves each row's last real token to the end of the cache and drops what no later query sees.
   void forget(const Columns& columns, Memory& memory) const;
+  double scale() const;
   /// The rule for `queries` tokens that look at `keys` of them; throws UsageError where a table is too short.
   ops::AttentionRule rule_for(int64_t queries, int64_t keys, const Tensor& keep) const;
   std::function<Tensor(const Tensor&)> bias() const;

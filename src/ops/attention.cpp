@@ -4,7 +4,9 @@
 #include <limits>
 #include <vector>
 
+#include "ops/fused.h"
 #include "ops/precision.h"
+#include "ops/varlen_attention.h"
 
 namespace seqloom::ops {
 namespace {
@@ -119,9 +121,29 @@ Tensor folded(const Tensor& q, int64_t kv_heads) {
   return q.reshape({q.size(0), kv_heads, q.size(1) / kv_heads, q.size(3)});
 }
 
+/// Whether the fused kernel of packed rows takes the inputs and is the faster one. It reads queries in whole vectors,
+/// so that few of them, as in decoding, are better off with matrix products.
+bool packs(const Tensor& q, const Tensor& k, const AttentionRule& rule) {
+  constexpr int64_t kLeastQueries = 16;
+  const bool types = q.scalar_type() == torch::kFloat32 || q.scalar_type() == torch::kBFloat16;
+  return fused_enabled() && q.is_cpu() && types && k.scalar_type() == q.scalar_type() && !rule.bias && !rule.softcap &&
+         !rule.multiplier && q.size(2) >= kLeastQueries && (rule.causal || !rule.window);
+}
+
+/// The rows of a batch as packed sequences of equal length.
+Tensor packed_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionRule& rule) {
+  const auto rows = [](const Tensor& x) { return x.transpose(1, 2).flatten(0, 1); };
+  const auto offsets = [](const Tensor& x) { return torch::arange(x.size(0) + 1, torch::kInt64) * x.size(2); };
+  const auto keep = rule.keep.defined() ? std::make_optional(rule.keep.flatten()) : std::nullopt;
+  const Tensor o = std::get<0>(
+      varlen_attention(rows(q), rows(k), rows(v), offsets(q), offsets(k), rule.causal, rule.window, rule.scale, keep));
+  return o.unflatten(0, {q.size(0), q.size(2)}).transpose(1, 2);
+}
+
 }  // namespace
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionRule& rule) {
+  if (packs(q, k, rule)) return packed_attention(q, k, v, rule);
   const int64_t tokens = q.size(2), keys = k.size(2), offset = rule.causal ? keys - tokens : 0;
   const bool plain = !rule.bias && !rule.softcap && !rule.multiplier && !rule.keep.defined();
   if (plain && rule.causal && tokens > 1 && offset == 0 && (!rule.window || *rule.window >= keys)) {

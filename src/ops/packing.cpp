@@ -1,0 +1,69 @@
+#include "ops/packing.h"
+
+#include <fmt/ostream.h>
+#include <torch/library.h>
+
+#include "base/error.h"
+
+namespace seqloom::ops {
+namespace {
+
+using torch::Tensor;
+
+/// The mask as bool [B, T].
+Tensor checked(const Tensor& x, const Tensor& mask, bool allow_holes) {
+  if (x.dim() < 2 || mask.dim() != 2 || mask.sizes() != x.sizes().slice(0, 2)) {
+    misuse("pack_padding: x {}, mask {}: expected x [B, T, ...] and mask [B, T]", fmt::streamed(x.sizes()),
+           fmt::streamed(mask.sizes()));
+  }
+  const Tensor real = mask != 0;
+  if (mask.scalar_type() != torch::kBool && (real != (mask == 1)).any().item<bool>()) {
+    misuse("pack_padding: the mask has values other than 0 and 1");
+  }
+  if (!allow_holes && x.size(1) > 1) {
+    const Tensor after_padding = real.narrow(1, 1, x.size(1) - 1) > real.narrow(1, 0, x.size(1) - 1);
+    if (after_padding.any().item<bool>()) {
+      misuse("pack_padding: a real token follows padding in its row; set allow_holes to pack such masks");
+    }
+  }
+  return real;
+}
+
+}  // namespace
+
+Packed pack_padding(const Tensor& x, const Tensor& mask, bool allow_holes) {
+  const Tensor real = checked(x, mask, allow_holes), lengths = real.sum(1);
+  Packed packed;
+  packed.indices = real.flatten().nonzero().squeeze(1);
+  packed.data = x.flatten(0, 1).index_select(0, packed.indices);
+  packed.cu_seqlens = torch::cat({torch::zeros({1}, lengths.options()), lengths.cumsum(0)});
+  packed.longest = lengths.numel() > 0 ? lengths.max().item<int64_t>() : 0;
+  return packed;
+}
+
+Tensor unpack_padding(const Tensor& data, const Tensor& indices, int64_t batch, int64_t tokens) {
+  if (data.dim() < 1 || indices.dim() != 1 || indices.scalar_type() != torch::kInt64 ||
+      indices.size(0) != data.size(0)) {
+    misuse("unpack_padding: data {}, indices {}: expected data [N, ...] and indices int64 [N]",
+           fmt::streamed(data.sizes()), fmt::streamed(indices.sizes()));
+  }
+  if (batch < 0 || tokens < 0) misuse("unpack_padding: batch = {}, tokens = {} must not be negative", batch, tokens);
+  const int64_t places = batch * tokens;
+  if (indices.numel() > 0 && (indices.min().item<int64_t>() < 0 || indices.max().item<int64_t>() >= places)) {
+    misuse("unpack_padding: indices must be in 0 .. {} = batch x tokens - 1", places - 1);
+  }
+  std::vector<int64_t> shape = data.sizes().vec();
+  shape.front() = places;
+  return torch::zeros(shape, data.options()).index_copy(0, indices, data).unflatten(0, {batch, tokens});
+}
+
+TORCH_LIBRARY_FRAGMENT(seqloom, m) {
+  m.def("pack_padding(Tensor x, Tensor mask, bool allow_holes=False) -> (Tensor, Tensor, Tensor, int)",
+        [](const Tensor& x, const Tensor& mask, bool allow_holes) {
+          const Packed packed = pack_padding(x, mask, allow_holes);
+          return std::make_tuple(packed.data, packed.cu_seqlens, packed.indices, packed.longest);
+        });
+  m.def("unpack_padding(Tensor data, Tensor indices, int batch, int tokens) -> Tensor", &unpack_padding);
+}
+
+}  // namespace seqloom::ops

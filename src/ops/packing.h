@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+
+#include "base/torch.h"
+
+namespace seqloom::ops {
+
+/// The real tokens of a padded batch without the padding (Zhai et al. 2022, arXiv 2210.03052).
+struct Packed {
+  torch::Tensor data;        // [N, ...], N real tokens, row after row
+  torch::Tensor cu_seqlens;  // [B + 1] int64, row b is cu_seqlens[b] .. cu_seqlens[b + 1]
+  torch::Tensor indices;     // [N] int64, the place b T + t of each
+  int64_t longest = 0;       // tokens of the longest row
+};
+
+/// x [B, T, ...]; mask [B, T], 1 or true for real tokens, on x's device. Rows may be empty. Unless holes are allowed,
+/// the real tokens of a row must come first. Throws UsageError for wrong shapes, other values and holes.
+Packed pack_padding(const torch::Tensor& x, const torch::Tensor& mask, bool allow_holes = true);
+
+/// data [N, ...] -> [batch, tokens, ...], zeros in the padding.
+torch::Tensor unpack_padding(const torch::Tensor& data, const torch::Tensor& indices, int64_t batch, int64_t tokens);
+
+}  // namespace seqloom::ops
