@@ -6,12 +6,21 @@
 
 namespace seqloom {
 
-RmsNorm::RmsNorm(int64_t width, double eps) : eps_(eps) {
+RmsNorm::RmsNorm(int64_t width, double eps, int64_t groups) : eps_(eps), groups_(groups) {
+  if (width % groups != 0) misuse("{} groups do not divide the norm's width {}", groups, width);
   weight_ = register_parameter("weight", torch::ones({width}));
 }
 
+torch::Tensor RmsNorm::by_group(const torch::Tensor& x) const {
+  return groups_ == 1 ? x : x.unflatten(-1, {groups_, -1});
+}
+
 torch::Tensor RmsNorm::forward(const torch::Tensor& x) {
-  return ops::rms_norm(x, weight_, eps_);
+  return ops::rms_norm(by_group(x), by_group(weight_), eps_).view_as(x);
+}
+
+torch::Tensor RmsNorm::gated(const torch::Tensor& x, const torch::Tensor& z, bool norm_before_gate) {
+  return ops::gated_rms_norm(by_group(x), by_group(z), by_group(weight_), eps_, norm_before_gate).view_as(x);
 }
 
 Norm::Norm(const std::string& kind, int64_t width, double eps) : eps_(eps) {

@@ -49,8 +49,7 @@ DeltaNet::Projected DeltaNet::project(const Tensor& x, Memory& memory, const Col
 }
 
 Tensor DeltaNet::finish(const Tensor& o, const Tensor& x) {
-  Tensor y = o_norm_->forward(o);
-  if (options_.use_gate) y = y * torch::silu(split_heads(g_proj_(x), options_.heads));
+  const Tensor y = options_.use_gate ? o_norm_->gated(o, split_heads(g_proj_(x), options_.heads)) : o_norm_->forward(o);
   return o_proj_(merge_heads(y).to(x.scalar_type()));
 }
 

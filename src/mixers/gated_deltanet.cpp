@@ -51,8 +51,7 @@ GatedDeltaNet::Projected GatedDeltaNet::project(const Tensor& x, Memory& memory,
 }
 
 Tensor GatedDeltaNet::finish(const Tensor& o, const Tensor& x) {
-  Tensor y = o_norm_->forward(o);
-  if (options_.use_gate) y = y * torch::silu(split_heads(g_proj_(x), value_heads_));
+  const Tensor y = options_.use_gate ? o_norm_->gated(o, split_heads(g_proj_(x), value_heads_)) : o_norm_->forward(o);
   return o_proj_(merge_heads(y).to(x.scalar_type()));
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "mixers/heads.h"
+#include "mixers/output_gate.h"
 #include "ops/gated_linear_attention.h"
 #include "ops/precision.h"
 
@@ -80,13 +81,9 @@ Gla::Projected Gla::project(const Tensor& x, Memory& memory, const Layout& layou
 }
 
 Tensor Gla::finish(const Tensor& o, const Tensor& x) {
-  Tensor y = g_norm_->forward(o);
-  if (options_.use_output_gate) {
-    const Tensor gate = split_heads(g_proj_(x), options_.heads);
-    y = y * (options_.gate_fn == "sigmoid"    ? torch::sigmoid(gate)
-             : options_.gate_fn == "identity" ? gate
-                                              : torch::silu(gate));
-  }
+  const Tensor y = options_.use_output_gate
+                       ? gated_norm(*g_norm_, o, options_.gate_fn, split_heads(g_proj_(x), options_.heads))
+                       : g_norm_->forward(o);
   return o_proj_(merge_heads(y).to(x.scalar_type()));
 }
 

@@ -4,6 +4,7 @@
 
 #include "base/fields.h"
 #include "base/torch.h"
+#include "blocks/norm.h"
 
 namespace seqloom {
 
@@ -17,6 +18,13 @@ inline torch::Tensor gate_activation(const std::string& gate_fn, const torch::Te
   if (gate_fn == "sigmoid") return torch::sigmoid(x);
   if (gate_fn == "identity") return x;
   return torch::silu(x);
+}
+
+/// norm(y) act(gate).
+inline torch::Tensor gated_norm(RmsNorm& norm, const torch::Tensor& y, const std::string& gate_fn,
+                                const torch::Tensor& gate) {
+  if (gate_fn == "swish" || gate_fn == "silu") return norm.gated(y, gate);
+  return norm.forward(y) * gate_activation(gate_fn, gate);
 }
 
 }  // namespace seqloom

@@ -70,7 +70,7 @@ RetNet::Projected RetNet::project(const Tensor& x, const Tensor& positions, cons
 
 Tensor RetNet::finish(const Tensor& o, const Tensor& x) {
   const Tensor gate = split_heads(g_proj_(x), options_.heads);
-  const Tensor y = g_norm_->forward(o) * gate_activation(options_.gate_fn, gate);
+  const Tensor y = gated_norm(*g_norm_, o, options_.gate_fn, gate);
   return o_proj_(merge_heads(y).to(x.scalar_type()));
 }
 

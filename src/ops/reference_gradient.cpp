@@ -1,5 +1,7 @@
 #include "ops/reference_gradient.h"
 
+#include <algorithm>
+
 namespace seqloom::ops {
 
 using torch::autograd::variable_list;
@@ -18,6 +20,12 @@ variable_list reference_gradients(const variable_list& outputs, const variable_l
     if (inputs[i].defined() && inputs[i].requires_grad()) all[i] = found[next++];
   }
   return all;
+}
+
+bool wants_gradient(const variable_list& inputs) {
+  return torch::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), [](const torch::Tensor& t) {
+           return t.defined() && t.requires_grad();
+         });
 }
 
 }  // namespace seqloom::ops

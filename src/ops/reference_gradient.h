@@ -12,4 +12,7 @@ torch::autograd::variable_list reference_gradients(const torch::autograd::variab
                                                    const torch::autograd::variable_list& inputs,
                                                    const torch::autograd::variable_list& gradients);
 
+/// Whether a gradient of any of these may be asked for; undefined tensors ask for none.
+bool wants_gradient(const torch::autograd::variable_list& inputs);
+
 }  // namespace seqloom::ops
