@@ -7,17 +7,6 @@
 #include "ops/selective_scan.h"
 
 namespace seqloom {
-namespace {
-
-/// softplus^-1 of step sizes drawn log-uniformly from [dt_min, dt_max].
-Tensor initial_step_bias(int64_t channels, const MambaOptions& o) {
-  const Tensor dt = (torch::rand({channels}) * (std::log(o.dt_max) - std::log(o.dt_min)) + std::log(o.dt_min))
-                        .exp()
-                        .clamp_min(o.dt_init_floor);
-  return dt + (-(-dt).expm1()).log();
-}
-
-}  // namespace
 
 SEQLOOM_REGISTER_MIXER("mamba", Mamba);
 
@@ -27,7 +16,6 @@ Mamba::Mamba(int64_t width, const Options& options)
       inner_(width * options.expand),
       rank_(options.dt_rank.value_or((width + 15) / 16)) {
   const int64_t states = options.d_state;
-  if (options.dt_max < options.dt_min) misuse("dt_max = {:g} is below dt_min = {:g}", options.dt_max, options.dt_min);
   in_proj_ = register_module("in_proj", linear(width, 2 * inner_, options.bias));
   conv1d_ = register_module("conv1d", std::make_shared<ShortConv>(inner_, options.d_conv, options.conv_bias, true));
   x_proj_ = register_module("x_proj", linear(inner_, rank_ + 2 * states, false));
@@ -38,7 +26,7 @@ Mamba::Mamba(int64_t width, const Options& options)
   torch::NoGradGuard no_grad;
   const double bound = options.dt_scale / std::sqrt(static_cast<double>(rank_));
   dt_proj_->weight.uniform_(-bound, bound);
-  dt_proj_->bias.copy_(initial_step_bias(inner_, options));
+  dt_proj_->bias.copy_(options.step.bias(inner_));
 }
 
 Tensor Mamba::A() const {

@@ -3,6 +3,7 @@
 
 #include "mixers/mixer.h"
 #include "mixers/short_conv.h"
+#include "mixers/step_size.h"
 
 namespace seqloom {
 
@@ -10,7 +11,8 @@ struct MambaOptions {
   int64_t d_state = 16, d_conv = 4, expand = 2;
   std::optional<int64_t> dt_rank;
   bool bias = false, conv_bias = true;
-  double dt_min = 1e-3, dt_max = 0.1, dt_init_floor = 1e-4, dt_scale = 1.0;
+  StepSizeInit step;
+  double dt_scale = 1.0;
 
   void describe(Fields& f) {
     f.add("d_state", d_state, "state size N of one channel").at_least(1).also("state");
@@ -19,9 +21,7 @@ struct MambaOptions {
     f.add("dt_rank", dt_rank, "rank R of the step size projection; auto: width / 16, rounded up").at_least(1);
     f.add("bias", bias, "biases in the input and output projections");
     f.add("conv_bias", conv_bias, "bias in the convolution");
-    f.add("dt_min", dt_min, "smallest initial step size").greater_than(0);
-    f.add("dt_max", dt_max, "largest initial step size").greater_than(0);
-    f.add("dt_init_floor", dt_init_floor, "initial step sizes are at least this").greater_than(0);
+    step.describe(f);
     f.add("dt_scale", dt_scale, "factor on the initial step size projection").greater_than(0);
   }
 };
