@@ -4,12 +4,17 @@
 #include <torch/library.h>
 
 #include "base/error.h"
+#include "ops/cpu/affine_scan.h"
+#include "ops/fused.h"
 #include "ops/precision.h"
+#include "ops/reference_gradient.h"
 
 namespace seqloom::ops {
 namespace {
 
 using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 /// Inclusive scan from zero: neighbours are combined into pairs, the pairs scanned, the rest filled in. O(T) work.
 Tensor scan(const Tensor& a, const Tensor& b) {
@@ -28,6 +33,59 @@ Tensor scan(const Tensor& a, const Tensor& b) {
   return tokens % 2 == 0 ? woven : torch::cat({woven, at_even.narrow(1, pairs, 1)}, 1);
 }
 
+/// h and the last state, of a state [B, ...] in at least float32.
+std::pair<Tensor, Tensor> reference(const Tensor& a, const Tensor& b, const Tensor& state) {
+  const Tensor decay = widened(a), added = widened(b);
+  // the state before the first token is one more contribution of the first token
+  const Tensor carried = (decay.select(1, 0) * state).unsqueeze(1) + added.narrow(1, 0, 1);
+  const Tensor h = scan(decay, torch::cat({carried, added.narrow(1, 1, b.size(1) - 1)}, 1));
+  return {h.to(b.scalar_type()), h.select(1, h.size(1) - 1)};
+}
+
+/// a, b [B, T, C] and state [B, C] as the kernel takes them.
+class FusedScan : public torch::autograd::Function<FusedScan> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& a, const Tensor& b, const Tensor& state) {
+    const auto [h, last] = cpu::affine_scan_forward(a, b, state);
+    context->save_for_backward({a, b, state, h});
+    return {h, last};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto s = context->get_saved_variables();
+    if (torch::GradMode::is_enabled()) {
+      const auto [h, last] = reference(s[0], s[1], s[2]);
+      return reference_gradients({h, last}, {s[0], s[1], s[2]}, gradients);
+    }
+    const auto [da, db, dstate] =
+        cpu::affine_scan_backward(s[0], s[3], s[2], gradients[0].contiguous(), gradients[1].contiguous());
+    return {da, db, dstate};
+  }
+};
+
+/// Float32 and complex64, or bfloat16 with a state in float32.
+bool kernel_takes(const Tensor& a, const Tensor& b, const Tensor& state) {
+  const auto type = b.scalar_type();
+  const bool known = type == torch::kFloat32 || type == torch::kComplexFloat || type == torch::kBFloat16;
+  return fused_enabled() && b.is_cpu() && known && a.scalar_type() == type && b.numel() > 0 &&
+         state.scalar_type() == (type == torch::kBFloat16 ? torch::kFloat32 : type);
+}
+
+std::pair<Tensor, Tensor> fused(const Tensor& a, const Tensor& b, const Tensor& state) {
+  const auto channels = [](const Tensor& t, int64_t kept) {  // complex tensors may be lazily conjugated
+    return t.resolve_conj().flatten(kept).contiguous();
+  };
+  const Tensor flat_a = b.dim() == 2 ? a.unsqueeze(-1).contiguous() : channels(a, 2);
+  const Tensor flat_b = b.dim() == 2 ? b.unsqueeze(-1).contiguous() : channels(b, 2);
+  const Tensor first = b.dim() == 2 ? state.unsqueeze(-1).contiguous() : channels(state, 1);
+  if (!wants_gradient({a, b, state})) {
+    const auto [h, last] = cpu::affine_scan_forward(flat_a, flat_b, first);
+    return {h.view(b.sizes()), last.view(state.sizes())};
+  }
+  const auto out = FusedScan::apply(flat_a, flat_b, first);
+  return {out[0].view(b.sizes()), out[1].view(state.sizes())};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> affine_scan(const Tensor& a, const Tensor& b, const std::optional<Tensor>& initial_state) {
@@ -35,18 +93,12 @@ std::tuple<Tensor, Tensor> affine_scan(const Tensor& a, const Tensor& b, const s
     misuse("affine_scan: a {}, b {}: expected the same [B, T, ...] with T >= 1", fmt::streamed(a.sizes()),
            fmt::streamed(b.sizes()));
   }
-  Tensor first = widened(b), decay = widened(a);
-  if (initial_state) {
-    if (initial_state->sizes() != b.select(1, 0).sizes()) {
-      misuse("affine_scan: the initial state is {}, expected {}", fmt::streamed(initial_state->sizes()),
-             fmt::streamed(b.select(1, 0).sizes()));
-    }
-    // the state before the first token is one more contribution of the first token
-    const Tensor carried = (decay.select(1, 0) * widened(*initial_state)).unsqueeze(1) + first.narrow(1, 0, 1);
-    first = torch::cat({carried, first.narrow(1, 1, b.size(1) - 1)}, 1);
+  if (initial_state && initial_state->sizes() != b.select(1, 0).sizes()) {
+    misuse("affine_scan: the initial state is {}, expected {}", fmt::streamed(initial_state->sizes()),
+           fmt::streamed(b.select(1, 0).sizes()));
   }
-  const Tensor h = scan(decay, first);
-  return {h.to(b.scalar_type()), h.select(1, h.size(1) - 1)};
+  const Tensor state = initial_state ? widened(*initial_state) : torch::zeros_like(widened(b.select(1, 0)));
+  return kernel_takes(a, b, state) ? fused(a, b, state) : reference(a, b, state);
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
