@@ -7,12 +7,18 @@
 
 #include "base/error.h"
 #include "ops/chunks.h"
+#include "ops/cpu/prefix_softmax_scan.h"
+#include "ops/cpu/row_walk.h"
+#include "ops/fused.h"
 #include "ops/precision.h"
+#include "ops/reference_gradient.h"
 
 namespace seqloom::ops {
 namespace {
 
 using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -100,6 +106,54 @@ std::pair<Tensor, SoftmaxPartial> in_chunks(const Tensor& s, const Tensor& v, co
           {maxima.select(-1, chunks), total.select(-1, width), total.narrow(-1, 0, width)}};
 }
 
+/// s, v and the partial before them as the kernel takes them; returns y, m, u, w.
+class FusedScan : public torch::autograd::Function<FusedScan> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& s, const Tensor& v, const Tensor& m,
+                               const Tensor& u, const Tensor& w, int64_t chunk) {
+    const cpu::SoftmaxScan scan = cpu::prefix_softmax_forward(s, v, m, u, w);
+    context->save_for_backward({s, v, m, u, w, scan.y, scan.sums});
+    context->saved_data["chunk"] = chunk;
+    context->mark_non_differentiable({scan.m});
+    return {scan.y, scan.m, scan.u, scan.w};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &s = saved[0], &v = saved[1], &m = saved[2];
+    if (torch::GradMode::is_enabled()) {
+      const auto [y, state] = in_chunks(s, widened(v), {m, saved[3], saved[4]}, context->saved_data["chunk"].toInt());
+      variable_list all = reference_gradients({y.to(v.scalar_type()), state.u, state.w}, {s, v, m, saved[3], saved[4]},
+                                              {gradients[0], gradients[2], gradients[3]});
+      all.emplace_back();
+      return all;
+    }
+    const cpu::SoftmaxScan scan{saved[5], saved[6], {}, {}, {}};
+    const auto g = cpu::prefix_softmax_backward(s, v, m, scan, cpu::dense_rows(gradients[0]), gradients[2].contiguous(),
+                                                gradients[3].contiguous());
+    return {g.s, g.v, Tensor(), g.u, g.w, Tensor()};
+  }
+};
+
+bool kernel_takes(const Tensor& s, const Tensor& v, const SoftmaxPartial& initial) {
+  const auto type = v.scalar_type();
+  return fused_enabled() && v.is_cpu() && v.numel() > 0 && (type == torch::kFloat32 || type == torch::kBFloat16) &&
+         s.scalar_type() == torch::kFloat32 && initial.m.scalar_type() == torch::kFloat32 &&
+         initial.u.scalar_type() == torch::kFloat32 && initial.w.scalar_type() == torch::kFloat32;
+}
+
+std::pair<Tensor, SoftmaxPartial> fused(const Tensor& s, const Tensor& v, const SoftmaxPartial& initial,
+                                        int64_t chunk) {
+  const Tensor scores = s.contiguous(), values = cpu::dense_rows(v), m = initial.m.contiguous(),
+               u = initial.u.contiguous(), w = initial.w.contiguous();
+  if (!wants_gradient({s, v, u, w})) {
+    const cpu::SoftmaxScan scan = cpu::prefix_softmax_forward(scores, values, m, u, w);
+    return {scan.y, {scan.m, scan.u, scan.w}};
+  }
+  const auto out = FusedScan::apply(scores, values, m, u, w, chunk);
+  return {out[0], {out[1], out[2], out[3]}};
+}
+
 }  // namespace
 
 SoftmaxPartial softmax_total(const Tensor& s, const Tensor& v) {
@@ -112,17 +166,18 @@ std::pair<Tensor, SoftmaxPartial> prefix_softmax_scan(const Tensor& s, const Ten
                                                       const std::optional<Tensor>& mask,
                                                       const std::optional<SoftmaxPartial>& initial, int64_t chunk) {
   check_shapes(s, v, initial, chunk);
-  Tensor scores = widened(s), values = widened(v);
+  Tensor scores = widened(s), values = v;
   if (mask) {
     const Tensor hidden = mask->logical_not();
     scores = scores.masked_fill(hidden, -kInfinity);
     values = values.masked_fill(hidden.unsqueeze(-1), 0);  // whatever stands there: 0 * NaN would be NaN
   }
   check_scores(scores);
-  const SoftmaxPartial start = initial ? with_constant_maximum(*initial) : nothing(values);
+  const SoftmaxPartial start = initial ? with_constant_maximum(*initial) : nothing(widened(v));
   if (s.size(2) == 0) return {torch::zeros_like(v), start};
+  if (kernel_takes(scores, values, start)) return fused(scores, values, start, chunk);
   if (s.size(2) > 1) {
-    auto [y, state] = in_chunks(scores, values, start, chunk);
+    auto [y, state] = in_chunks(scores, widened(values), start, chunk);
     return {y.to(v.scalar_type()), state};
   }
   const SoftmaxPartial state = merge(start, softmax_total(scores, values));
