@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "ops/precision.h"
+#include "ops/rotary.h"
 
 namespace seqloom {
 namespace {
@@ -28,22 +29,8 @@ Tensor llama3_scaled(const Tensor& plain, const RopeOptions& o) {
 }  // namespace
 
 Tensor rotate(const Tensor& x, const Tensor& angles, const std::string& layout) {
-  const int64_t rotary = 2 * angles.size(-1);
-  const Tensor cos = angles.cos().to(ops::widened(x).scalar_type()),
-               sin = angles.sin().to(ops::widened(x).scalar_type());
-  const Tensor turning = ops::widened(x).narrow(-1, 0, rotary);
-  Tensor turned;
-  if (layout == "half") {
-    const auto parts = turning.chunk(2, -1);
-    turned = torch::cat({parts[0] * cos - parts[1] * sin, parts[1] * cos + parts[0] * sin}, -1);
-  } else {
-    const Tensor pairs = turning.unflatten(-1, {-1, 2});
-    const Tensor a = pairs.select(-1, 0), b = pairs.select(-1, 1);
-    turned = torch::stack({a * cos - b * sin, b * cos + a * sin}, -1).flatten(-2);
-  }
-  turned = turned.to(x.scalar_type());
-  const int64_t rest = x.size(-1) - rotary;
-  return rest == 0 ? turned : torch::cat({turned, x.narrow(-1, rotary, rest)}, -1);
+  const auto type = ops::widened(x).scalar_type();
+  return ops::rotary(x, angles.cos().to(type), angles.sin().to(type), /*interleaved=*/layout != "half");
 }
 
 Tensor rope_frequencies(int64_t head_width, const RopeOptions& options) {
