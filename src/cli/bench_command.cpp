@@ -11,6 +11,7 @@
 #include "io/tokenizer.h"
 #include "models/decoder.h"
 #include "train/checkpoint.h"
+#include "train/token_loss.h"
 
 namespace seqloom {
 namespace {
@@ -71,9 +72,7 @@ struct Row {
 
 void measure_training(Decoder& decoder, const Tensor& ids, int64_t repeats, Row& row) {
   const auto step = [&] {
-    Pass pass;
-    const Tensor logits = decoder.logits(decoder.hidden(ids, pass)).flatten(0, 1);
-    torch::cross_entropy_loss(logits, ids.flatten()).backward();
+    token_loss(decoder, ids, ids).backward();
     decoder.zero_grad();
   };
   step();  // warm-up

@@ -120,7 +120,7 @@ Tensor Decoder::hidden_of(const Tensor& vectors, Pass& pass) {
 }
 
 Tensor Decoder::logits(const Tensor& hidden) {
-  return ops::widened(torch::linear(hidden, head_ ? head_->weight : embedding_->weight));
+  return ops::widened(torch::linear(hidden, output_weight()));
 }
 
 Tensor Decoder::extend(const Tensor& ids, Memory& memory) {

@@ -41,6 +41,8 @@ class Decoder : public torch::nn::Module {
   Tensor hidden_of(const Tensor& x, Pass& pass);
   /// hidden [..., D] -> logits [..., vocabulary] float32.
   Tensor logits(const Tensor& hidden);
+  /// [vocabulary, D]: logits = hidden @ this^T.
+  const Tensor& output_weight() const { return head_ ? head_->weight : embedding_->weight; }
 
   /// The streaming form of `hidden`: reads T >= 1 more tokens. Throws UsageError when a layer is bidirectional.
   Tensor extend(const Tensor& ids, Memory& memory);

@@ -54,8 +54,7 @@ class LanguageTask final : public Task, public HasExample {
     }
     const torch::Tensor ids = rows.narrow(1, 0, options_.context), targets = rows.narrow(1, 1, options_.context);
     if (distillation_) return distillation_->loss(index / train_.accumulate, ids, targets);
-    Pass pass;
-    return token_loss(decoder_->logits(decoder_->hidden(ids, pass)), targets, pass);
+    return token_loss(*decoder_, ids, targets);
   }
 
   double rate_factor(int64_t step) const override { return distillation_ ? distillation_->rate_factor(step) : 1; }

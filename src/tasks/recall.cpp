@@ -64,8 +64,7 @@ class RecallTask final : public Task, public HasExample {
     const int64_t pairs = options_.mixed ? 1 + random.below(options_.pairs) : options_.pairs;
     const RecallRows rows = recall_rows(train_.batch, pairs, options_, train_.seed, index * train_.batch);
     if (distillation_) return distillation_->loss(index / train_.accumulate, rows.ids, rows.targets);
-    Pass pass;
-    return token_loss(predict(rows, pass), rows.targets, pass);
+    return token_loss(*decoder_, rows.ids, rows.targets);
   }
 
   double rate_factor(int64_t step) const override { return distillation_ ? distillation_->rate_factor(step) : 1; }

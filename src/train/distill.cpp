@@ -162,9 +162,9 @@ Tensor Distillation::attention_transfer(const Tensor& ids) {
 }
 
 Tensor Distillation::fine_tuning(const Tensor& ids, const Tensor& targets) {
+  if (options_.kl == 0) return token_loss(*student_, ids, targets);
   Pass pass;
   const Tensor logits = student_->logits(student_->hidden(ids, pass));
-  if (options_.kl == 0) return token_loss(logits, targets, pass);
   Tensor teacher;
   {
     const torch::NoGradGuard no_grad;
