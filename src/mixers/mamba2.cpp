@@ -121,7 +121,7 @@ Memory Mamba2::identity_element(int64_t batch) const {
   return element;
 }
 
-Memory Mamba2::element(const Tensor& x, Memory& memory) {
+Memory Mamba2::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Selected s = select(x, memory, Layout());
   Memory element;
   element["log_decay"] = A() * s.dt.sum(1);

@@ -65,7 +65,7 @@ class Mamba2 final : public ScannableMixer {
   int64_t reach() const override { return options_.d_conv - 1; }
   std::vector<std::string> context() const override { return {"conv"}; }
   Memory identity_element(int64_t batch) const override;
-  Memory element(const Tensor& x, Memory& memory) override;
+  Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
   void apply_element(const Memory& element, Memory& memory) override;
 
