@@ -53,7 +53,7 @@ bench: build
 	$(BUILD)/seqloom bench recipes/scripture.toml
 
 bench-peers: build
-	.venv/bin/python benchmarks/peers/selective_scan.py $(BUILD)/libseqloom.so
+	@for peer in benchmarks/peers/*.py; do echo; echo "== $$peer"; .venv/bin/python $$peer $(BUILD)/libseqloom.so || exit 1; done
 
 fuzz: setup
 	@scripts/fuzz.sh 30
