@@ -130,7 +130,7 @@ std::string marker(size_t index, double x, double y, const std::string& tip) {
 
 std::string line(size_t index, const std::string& points, bool bold = false) {
   return fmt::format("<polyline class='line s{}{}' points='{}' stroke-dasharray='{}'/>", kind(index),
-                     bold ? " bold" : "", points, kDashes[kind(index)]);
+                     bold ? " bold" : "", points, bold ? "" : kDashes[kind(index)]);
 }
 
 std::string axes_svg(const Axis& x, const Axis& y, const ChartOptions& options) {
@@ -282,10 +282,10 @@ std::string chart_style() {
 .s0 { color: var(--s0); } .s1 { color: var(--s1); } .s2 { color: var(--s2); } .s3 { color: var(--s3); }
 .s4 { color: var(--s4); } .s5 { color: var(--s5); } .s6 { color: var(--s6); } .s7 { color: var(--s7); }
 .line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; } .mark { fill: currentColor; }
-.line.bold { stroke-width: 4; } .tie { fill: none; stroke: currentColor; stroke-width: 0.8; opacity: 0.6; }
+.line.bold { stroke-width: 4; color: var(--ink); } .tie { fill: none; stroke: currentColor; stroke-width: 0.8; opacity: 0.6; }
 .chart { width: 100%; height: auto; } .chart text { font: 12px system-ui, sans-serif; fill: var(--ink); }
 .chart text.title { font-weight: 600; font-size: 13px; } .chart .grid { stroke: var(--faint); stroke-width: 1; }
-.chart text.name { fill: currentColor; } .chart text.bold { font-weight: 700; }
+.chart text.name { fill: currentColor; } .chart text.bold { font-weight: 700; fill: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.4rem; padding: 0; margin: 0.5rem 0 1rem; list-style: none; }
 .legend svg { margin-right: 0.5rem; vertical-align: -1px; }
 .matrix { width: 100%; height: auto; shape-rendering: crispEdges; } .matrix .back { fill: var(--faint); fill-opacity: 0.35; }
