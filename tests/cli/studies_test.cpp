@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <regex>
+
 #include "io/toml.h"
 #include "support/process.h"
 
@@ -38,6 +40,21 @@ TEST_P(Studies, RunAFewSteps) {
   const std::string svg = read_text(path("img/" + picture));
   EXPECT_EQ(svg.rfind("<svg xmlns=", 0), 0U);
   EXPECT_LT(svg.size(), 60'000U);
+}
+
+TEST(Docs, EveryPictureOfAPageIsThere) {
+  const std::filesystem::path docs = SEQLOOM_SOURCE_DIR "/docs";
+  const std::regex picture(R"(!\[[^\]]*\]\(([^)]+)\))");
+  int pictures = 0;
+  for (const char* page : {"mixers.md", "performance.md"}) {
+    const std::string text = read_text(docs / page);
+    for (auto found = std::sregex_iterator(text.begin(), text.end(), picture); found != std::sregex_iterator();
+         ++found) {
+      EXPECT_TRUE(std::filesystem::exists(docs / (*found)[1].str())) << page << ": " << (*found)[1];
+      ++pictures;
+    }
+  }
+  EXPECT_GE(pictures, 8);
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, Studies, testing::ValuesIn(study_files()),
