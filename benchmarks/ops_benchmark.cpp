@@ -6,6 +6,7 @@
 #include "mixers/mixer.h"
 #include "ops/causal_conv1d.h"
 #include "ops/selective_scan.h"
+#include "ops/varlen_attention.h"
 
 namespace {
 
@@ -54,6 +55,26 @@ void causal_conv1d(benchmark::State& state) {
 BENCHMARK(causal_conv1d)
     ->ArgNames({"E", "T", "backward"})
     ->ArgsProduct({{512, 1536}, {4096, 16384}, {0, 1}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+
+/// Causal attention of 8 heads of 64. Arguments: tokens T, 0: ours, 1: torch's, with the backward pass or not.
+void attention(benchmark::State& state) {
+  const int64_t tokens = state.range(0);
+  const bool peer = state.range(1) != 0, backward = state.range(2) != 0;
+  const auto rows = [&] { return torch::randn({tokens, 8, 64}).requires_grad_(backward); };
+  const Tensor q = rows(), k = rows(), v = rows(), offsets = torch::tensor({int64_t{0}, tokens});
+  const auto batch = [](const Tensor& x) { return x.transpose(0, 1).unsqueeze(0); };
+  for ([[maybe_unused]] auto _ : state) {
+    const Tensor o = peer ? at::scaled_dot_product_attention(batch(q), batch(k), batch(v), {}, 0, /*is_causal=*/true)
+                          : std::get<0>(seqloom::ops::varlen_attention(q, k, v, offsets, offsets, /*causal=*/true));
+    if (backward) o.sum().backward();
+  }
+  count_tokens(state, tokens);
+}
+BENCHMARK(attention)
+    ->ArgNames({"T", "torch", "backward"})
+    ->ArgsProduct({{128, 512, 1024, 4096}, {0, 1}, {0, 1}})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 

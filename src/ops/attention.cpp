@@ -1,5 +1,7 @@
 #include "ops/attention.h"
 
+#include <ATen/native/CPUBlas.h>
+
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -121,11 +123,19 @@ Tensor folded(const Tensor& q, int64_t kv_heads) {
   return q.reshape({q.size(0), kv_heads, q.size(1) / kv_heads, q.size(3)});
 }
 
+/// Whether torch multiplies bfloat16 on a matrix unit (AMX), which our kernel does not reach.
+bool matrix_unit() {
+  static const bool found = at::native::cpublas::could_pack(torch::kBFloat16);
+  return found;
+}
+
 /// Whether the fused kernel of packed rows takes the inputs and is the faster one. It reads queries in whole vectors,
 /// so that few of them, as in decoding, are better off with matrix products.
 bool packs(const Tensor& q, const Tensor& k, const AttentionRule& rule) {
   constexpr int64_t kLeastQueries = 16;
-  const bool types = q.scalar_type() == torch::kFloat32 || q.scalar_type() == torch::kBFloat16;
+  const bool masked = rule.keep.defined() || rule.window;
+  const bool types =
+      q.scalar_type() == torch::kFloat32 || (q.scalar_type() == torch::kBFloat16 && (masked || !matrix_unit()));
   return fused_enabled() && q.is_cpu() && types && k.scalar_type() == q.scalar_type() && !rule.bias && !rule.softcap &&
          !rule.multiplier && q.size(2) >= kLeastQueries && (rule.causal || !rule.window);
 }

@@ -78,8 +78,7 @@ std::pair<Tensor, Tensor> reference_block(const Tensor& q, const Tensor& k, cons
 variable_list reference(const Tensor& q, const Tensor& k, const Tensor& v, const VarlenRule& rule) {
   constexpr int64_t kEntries = int64_t{1} << 22;
   const auto *first_q = rule.first_q.const_data_ptr<int64_t>(), *first_k = rule.first_k.const_data_ptr<int64_t>();
-  std::vector<Tensor> o = {torch::zeros({0, q.size(1), q.size(2)}, widened(q).options().requires_grad(false))};
-  std::vector<Tensor> lse = {torch::zeros({0, q.size(1)}, o.front().options())};
+  std::vector<Tensor> o = {widened(q).slice(0, 0, 0)}, lse = {o.front().sum(-1)};  // of the inputs' graph
   for (int64_t s = 0; s + 1 < rule.first_q.size(0); ++s) {
     const auto of_sequence = [&](const Tensor& x, const int64_t* offsets) {
       return x.slice(0, offsets[s], offsets[s + 1]);

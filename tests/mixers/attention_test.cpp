@@ -275,6 +275,48 @@ TEST(Attention, CaropePhasesStayExactOverLongStreams) {
   EXPECT_LT(memory["phase"].abs().max().item<double>(), 257);
 }
 
+TEST(Attention, PackedRowsReadTheirOwnContext) {
+  torch::manual_seed(19);
+  const torch::NoGradGuard no_grad;
+  for (const char* position : {"none", "rope"}) {
+    auto mixer = make(12, std::string("heads = 3\ncausal = false\nposition = '") + position + "'");
+    const Tensor x = torch::randn({3, 5, 12}), context = torch::randn({3, 7, 12});
+    const Tensor lengths = torch::tensor({2, 5, 4}), context_lengths = torch::tensor({7, 3, 0});
+    const auto offsets = [](const Tensor& rows) {
+      return torch::cat({torch::zeros({1}, torch::kInt64), rows.cumsum(0)});
+    };
+    const auto packed = [&](const Tensor& padded, const Tensor& rows) {
+      return Layout::packed(offsets(rows)).pack(padded);
+    };
+    Pass pass;
+    pass.context = context;
+    pass.context_layout = Layout::padded(context_lengths);
+    pass.layout = Layout::padded(lengths);
+    const Tensor want = packed(mixer->forward(x, pass), lengths);
+    pass.layout = Layout::packed(offsets(lengths));
+    expect_close(mixer->forward(packed(x, lengths), pass), want);
+    pass.context = packed(context, context_lengths);
+    pass.context_layout = Layout::packed(offsets(context_lengths));
+    expect_close(mixer->forward(packed(x, lengths), pass), want);
+    pass.layout = Layout::packed(offsets(torch::tensor({2, 5})));
+    EXPECT_THROW(mixer->forward(packed(x, lengths), pass), UsageError);
+  }
+}
+
+TEST(Attention, PackedRowsTakeGivenPositions) {
+  torch::manual_seed(20);
+  const torch::NoGradGuard no_grad;
+  auto mixer = make(12, "heads = 3\nposition = 'learned'\nmax_positions = 20");
+  const Tensor x = torch::randn({1, 9, 12});
+  Pass pass;
+  pass.layout = Layout::packed(torch::tensor({0, 4, 9}));
+  const Tensor y = mixer->forward(x, pass);
+  pass.positions = torch::tensor({0, 1, 2, 3, 0, 1, 2, 3, 4}).unsqueeze(0);
+  expect_close(mixer->forward(x, pass), y);
+  pass.positions = pass.positions + 1;
+  EXPECT_FALSE(torch::allclose(mixer->forward(x, pass), y));
+}
+
 TEST(Attention, ReadsAnotherSequence) {
   torch::manual_seed(9);
   const torch::NoGradGuard no_grad;

@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "ops/cpu/gated_linear_attention_rows.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -19,10 +21,11 @@ struct ChunkGradients {
   float* state_turned;   // [V, K]
   float* product;        // [rows, K]
   float* through_state;  // [K]: sum_v S dS at the chunk's end
+  float* diagonal;       // [rows]: the diagonal of d_scores
 };
 
 inline size_t GradientFloats(size_t K, size_t V) {
-  return kGlaChunk * (3 * V + 3 * K + kGlaChunk) + V * K + K;
+  return kGlaChunk * (3 * V + 3 * K + kGlaChunk + 1) + V * K + K;
 }
 
 inline ChunkGradients MakeGradients(size_t K, size_t V, Scratch& scratch) {
@@ -36,6 +39,7 @@ inline ChunkGradients MakeGradients(size_t K, size_t V, Scratch& scratch) {
   g.state_turned = scratch.take(V * K);
   g.product = scratch.take(kGlaChunk * K);
   g.through_state = scratch.take(K);
+  g.diagonal = scratch.take(kGlaChunk);
   return g;
 }
 
@@ -86,6 +90,19 @@ void StoreGateGradient(const GlaHead& head, const GlaChunk& c, const ChunkGradie
   }
 }
 
+/// What a token reads of itself passes no gate. It is added last: in dG_i it would cancel, but for its rounding, which
+/// behind strong gates is larger than all the rest.
+void AddDiagonal(const GlaChunk& c, const ChunkGradients& g) {
+  for (size_t i = 0; i < c.rows; ++i) {
+    const Wide own = hn::Set(kWide, g.diagonal[i]);
+    for (size_t at = i * c.K; at < (i + 1) * c.K; at += kWideLanes) {
+      const Wide q = hn::Load(kWide, c.q + at), k = hn::Load(kWide, c.k + at);
+      hn::Store(hn::MulAdd(own, k, hn::Load(kWide, g.dq + at)), kWide, g.dq + at);
+      hn::Store(hn::MulAdd(own, q, hn::Load(kWide, g.dk + at)), kWide, g.dk + at);
+    }
+  }
+}
+
 void BackwardChunk(const GlaHead& head, const GlaBackward& out, const float* before, size_t first, GlaChunk& c,
                    const ChunkGradients& g) {
   LoadChunk(head, first, c);
@@ -96,6 +113,7 @@ void BackwardChunk(const GlaHead& head, const GlaBackward& out, const float* bef
   Gemm<Store::kSet, Shape::kLowerResult>({g.d_o, c.V, 1}, {g.v_turned, c.rows}, {g.d_scores, c.rows}, c.rows, c.rows,
                                          c.V);
   ClearAbove(g.d_scores, c.rows, c.rows);
+  for (size_t i = 0; i < c.rows; ++i) g.diagonal[i] = std::exchange(g.d_scores[i * c.rows + i], 0.0f);
   std::fill_n(g.dq, c.rows * c.K, 0.0f);
   std::fill_n(g.dk, c.rows * c.K, 0.0f);
   const ScoreGradients through_scores{g.d_scores, g.dq, g.dk, g.product};
@@ -105,9 +123,10 @@ void BackwardChunk(const GlaHead& head, const GlaBackward& out, const float* bef
   Gemm<Store::kSet, Shape::kUpperLeft>({c.scores, 1, c.rows}, {g.d_o, c.V}, {g.dv, c.V}, c.rows, c.V, c.rows);
   Gemm<Store::kAdd>({c.k_out, c.K, 1}, {out.d_state, c.V}, {g.dv, c.V}, c.rows, c.V, c.K);
   StoreRows(c, g.dv, c.V, first, head.values, 1, out.dv);
+  if (head.gate.from != nullptr) StoreGateGradient(head, c, g, first, out.d_gate);
+  AddDiagonal(c, g);
   StoreRows(c, g.dq, c.K, first, head.keys, head.scale, out.dq);
   StoreRows(c, g.dk, c.K, first, head.keys, 1, out.dk);
-  if (head.gate.from != nullptr) StoreGateGradient(head, c, g, first, out.d_gate);
 
   DecayState(c, out.d_state);
   Gemm<Store::kAdd>({c.q_in, 1, c.K}, {g.d_o, c.V}, {out.d_state, c.V}, c.K, c.V, c.rows);

@@ -1,4 +1,7 @@
-#include <ATen/Parallel.h>
+#include <hwy/aligned_allocator.h>
+
+#include <algorithm>
+#include <utility>
 
 #include "ops/cpu/task_queue.h"
 #include "ops/cpu/varlen_attention.h"

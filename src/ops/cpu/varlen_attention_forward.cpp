@@ -1,4 +1,8 @@
+#include <hwy/aligned_allocator.h>
+
+#include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "ops/cpu/task_queue.h"
 #include "ops/cpu/varlen_attention.h"

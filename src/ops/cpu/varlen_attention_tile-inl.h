@@ -8,11 +8,9 @@
 #define SEQLOOM_VARLEN_ATTENTION_TILE_INL
 #endif
 
-#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 #include <limits>
-#include <utility>
 
 #include "ops/cpu/tile_product-inl.h"
 #include "ops/cpu/varlen_attention_block.h"
@@ -31,17 +29,6 @@ inline int64_t FloorColumns(int64_t i) {
 inline int64_t CeilColumns(int64_t i) {
   return FloorColumns(i + kColumns - 1);
 }
-
-/// Aligned memory that is handed out in pieces of whole vectors.
-class TileScratch {
- public:
-  explicit TileScratch(size_t size) : memory_(hwy::AllocateAligned<float>(size)), next_(memory_.get()) {}
-  float* take(size_t size) { return std::exchange(next_, next_ + size); }
-
- private:
-  hwy::AlignedFreeUniquePtr<float[]> memory_;
-  float* next_;
-};
 
 /// factor * from [rows, padded] -> to [padded, kQueries], zeros for rows that are not there.
 inline void Transpose(const float* from, int64_t rows, int64_t padded, float factor, float* to) {
