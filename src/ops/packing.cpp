@@ -3,6 +3,8 @@
 #include <fmt/ostream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace seqloom::ops {
@@ -55,6 +57,21 @@ Tensor unpack_padding(const Tensor& data, const Tensor& indices, int64_t batch, 
   std::vector<int64_t> shape = data.sizes().vec();
   shape.front() = places;
   return torch::zeros(shape, data.options()).index_copy(0, indices, data).unflatten(0, {batch, tokens});
+}
+
+Tensor checked_offsets(const Tensor& offsets, int64_t rows, const char* name) {
+  const bool integers = offsets.scalar_type() == torch::kInt64 || offsets.scalar_type() == torch::kInt32;
+  if (offsets.dim() != 1 || offsets.size(0) < 1 || !integers) {
+    misuse("{} is {} {}, expected int64 or int32 [S + 1]", name, fmt::streamed(offsets.dtype()),
+           fmt::streamed(offsets.sizes()));
+  }
+  const Tensor wide = offsets.to(torch::kCPU, torch::kInt64).contiguous();
+  const auto* first = wide.const_data_ptr<int64_t>();
+  const auto* last = first + wide.size(0) - 1;
+  if (*first != 0 || *last != rows || !std::is_sorted(first, last + 1)) {
+    misuse("{} must rise from 0 to the number of rows, {}", name, rows);
+  }
+  return wide;
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {

@@ -21,4 +21,8 @@ Packed pack_padding(const torch::Tensor& x, const torch::Tensor& mask, bool allo
 /// data [N, ...] -> [batch, tokens, ...], zeros in the padding.
 torch::Tensor unpack_padding(const torch::Tensor& data, const torch::Tensor& indices, int64_t batch, int64_t tokens);
 
+/// Where packed sequences begin, as int64 [S + 1] on the CPU, from int64 or int32. Throws UsageError, beginning with
+/// `name`, unless they rise from 0 to `rows`; equal neighbours are an empty sequence.
+torch::Tensor checked_offsets(const torch::Tensor& offsets, int64_t rows, const char* name);
+
 }  // namespace seqloom::ops

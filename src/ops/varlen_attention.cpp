@@ -11,6 +11,7 @@
 #include "ops/attention.h"
 #include "ops/cpu/varlen_attention.h"
 #include "ops/fused.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -21,22 +22,6 @@ using cpu::VarlenRule;
 using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-/// Offsets as int64 on the CPU; they must rise from 0 to `rows`.
-Tensor checked_offsets(const Tensor& offsets, int64_t rows, const char* name) {
-  const bool integers = offsets.scalar_type() == torch::kInt64 || offsets.scalar_type() == torch::kInt32;
-  if (offsets.dim() != 1 || offsets.size(0) < 1 || !integers) {
-    misuse("varlen_attention: {} is {} {}, expected int64 or int32 [R + 1]", name, fmt::streamed(offsets.dtype()),
-           fmt::streamed(offsets.sizes()));
-  }
-  const Tensor wide = offsets.to(torch::kCPU, torch::kInt64).contiguous();
-  const auto* first = wide.const_data_ptr<int64_t>();
-  const auto* last = first + wide.size(0) - 1;
-  if (*first != 0 || *last != rows || !std::is_sorted(first, last + 1)) {
-    misuse("varlen_attention: {} must rise from 0 to the number of rows, {}", name, rows);
-  }
-  return wide;
-}
 
 void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& keep) {
   if (q.dim() != 3 || k.dim() != 3 || v.sizes() != k.sizes() || q.size(2) != k.size(2) || q.size(2) < 1 ||
@@ -143,8 +128,8 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
                                             const std::optional<Tensor>& keep) {
   check_inputs(q, k, v, keep);
   if (window && (!causal || *window < 1)) misuse("varlen_attention: window = {} needs causal and >= 1", *window);
-  const VarlenRule rule{checked_offsets(cu_seqlens_q, q.size(0), "cu_seqlens_q"),
-                        checked_offsets(cu_seqlens_k, k.size(0), "cu_seqlens_k"),
+  const VarlenRule rule{checked_offsets(cu_seqlens_q, q.size(0), "varlen_attention: cu_seqlens_q"),
+                        checked_offsets(cu_seqlens_k, k.size(0), "varlen_attention: cu_seqlens_k"),
                         keep ? keep->contiguous() : Tensor(),
                         causal,
                         window.value_or(0),

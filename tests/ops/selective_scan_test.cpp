@@ -41,21 +41,23 @@ std::vector<Tensor> make_inputs(const Shape& s) {
           s.state ? torch::randn({s.batch, s.channels, s.states}) : Tensor()};
 }
 
-std::tuple<Tensor, Tensor> run(const std::vector<Tensor>& in, bool softplus) {
+std::tuple<Tensor, Tensor> run(const std::vector<Tensor>& in, bool softplus,
+                               const std::optional<Tensor>& cu_seqlens = {}) {
   const auto optional = [](const Tensor& t) { return t.defined() ? std::make_optional(t) : std::nullopt; };
   return ops::selective_scan(in[0], in[1], in[2], in[3], in[4], optional(in[5]), optional(in[6]), optional(in[7]),
-                             softplus, optional(in[8]));
+                             softplus, optional(in[8]), cu_seqlens);
 }
 
 /// Outputs and all gradients, of a weighted sum of outputs and final state.
-std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool softplus, bool fused) {
+std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool softplus, bool fused,
+                            const std::optional<Tensor>& cu_seqlens = {}) {
   std::vector<Tensor> leaves, in;
   for (const auto& t : inputs) {
     in.push_back(t.defined() ? t.detach().clone().requires_grad_(true) : Tensor());
     if (t.defined()) leaves.push_back(in.back());
   }
   ops::set_fused_enabled(fused);
-  const auto [y, state] = run(in, softplus);
+  const auto [y, state] = run(in, softplus, cu_seqlens);
   torch::manual_seed(3);
   const Tensor loss = (y * torch::randn(y.sizes())).sum() + (state * torch::randn(state.sizes())).sum();
   auto all = torch::autograd::grad({loss}, leaves);
@@ -215,6 +217,62 @@ TEST(SelectiveScan, TakesBfloat16AndKeepsAFloat32State) {
   EXPECT_EQ(y.scalar_type(), torch::kBFloat16);
   EXPECT_EQ(state.scalar_type(), torch::kFloat32);
   expect_near(y.to(torch::kFloat32), exact, 0.05, "bfloat16");
+}
+
+TEST(SelectiveScan, Bfloat16IsReadAsItIsOnEveryTarget) {
+  torch::manual_seed(11);
+  for (const Shape& shape : {Shape{2, 37, 45, 5, 1, false, false, true, true, true},
+                             Shape{1, 16, 33, 4, 2, false, true, false, true, false}}) {
+    auto in = make_inputs(shape);
+    for (const size_t i : {0, 1, 6}) in[i] = in[i].defined() ? in[i].to(torch::kBFloat16) : in[i];
+    const auto want = results(in, true, false);
+    on_every_target([&] {
+      const auto got = results(in, true, true);
+      for (size_t i = 0; i < want.size(); ++i) {
+        EXPECT_EQ(got[i].scalar_type(), want[i].scalar_type());
+        expect_near(got[i], want[i], 0.02, std::to_string(i));
+      }
+    });
+  }
+}
+
+TEST(SelectiveScan, RowsMayLieFurtherApartThanTheirWidth) {
+  torch::manual_seed(12);
+  const auto in = make_inputs({2, 24, 40, 4, 1, false, false, true, true, true});
+  auto parts = in;
+  const Tensor both = torch::cat({in[0], in[6]}, 1).transpose(1, 2).contiguous().transpose(1, 2);
+  parts[0] = both.narrow(1, 0, 24);
+  parts[6] = both.narrow(1, 24, 24);
+  EXPECT_TRUE(torch::equal(std::get<0>(run(parts, true)), std::get<0>(run(in, true))));
+}
+
+TEST(SelectiveScan, PackedSequencesEqualEachOneAlone) {
+  torch::manual_seed(13);
+  auto in = make_inputs({1, 20, 120, 3, 2, false, false, true, true, false});
+  in[8] = torch::randn({4, 20, 3});
+  const Tensor cu_seqlens = torch::tensor({0, 33, 33, 40, 120}, torch::kInt32);
+  std::vector<Tensor> ys, states;
+  for (int64_t s = 0; s < 4; ++s) {
+    const int64_t begin = cu_seqlens[s].item<int64_t>(), size = cu_seqlens[s + 1].item<int64_t>() - begin;
+    auto part = in;
+    for (const size_t i : {0, 1, 3, 4, 6}) part[i] = in[i].narrow(-1, begin, size);
+    part[8] = in[8].narrow(0, s, 1);
+    const auto [y, state] = size > 0 ? run(part, true) : std::make_tuple(part[0], part[8]);
+    ys.push_back(y);
+    states.push_back(state);
+  }
+  const auto [y, state] = run(in, true, cu_seqlens);
+  expect_near(y, torch::cat(ys, 2), 1e-6, "outputs");
+  expect_near(state, torch::cat(states), 1e-6, "states");
+  const auto want = results(in, true, false, cu_seqlens);
+  on_every_target([&] {
+    const auto got = results(in, true, true, cu_seqlens);
+    for (size_t i = 0; i < want.size(); ++i) expect_near(got[i], want[i], 2e-4, std::to_string(i));
+  });
+  for (const Tensor& wrong : {torch::tensor({0, 119}), torch::tensor({0, 130, 120}), torch::tensor({0.0, 120.0}),
+                              torch::zeros({0}, torch::kInt64)}) {
+    EXPECT_THROW(run(in, true, wrong), UsageError);
+  }
 }
 
 TEST(SelectiveScan, RefusesWrongShapes) {

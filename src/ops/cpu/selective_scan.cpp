@@ -9,8 +9,7 @@
 namespace seqloom::ops::cpu {
 namespace {
 
-/// Channels of a slice.
-constexpr int64_t kSlice = kSliceBlocks * kBlock;
+constexpr int64_t kPanelChannels = kPanel, kTileTokens = kTile;
 
 const float* pointer(const torch::Tensor& t) {
   return t.defined() ? t.const_data_ptr<float>() : nullptr;
@@ -18,139 +17,176 @@ const float* pointer(const torch::Tensor& t) {
 float* writable(torch::Tensor& t) {
   return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
 }
-float* shifted(float* p, int64_t by) {
+template <typename P>
+P* shifted(P* p, int64_t by) {
   return p == nullptr ? nullptr : p + by;
+}
+
+/// The rows of [R, E] from `first` on.
+template <typename T>
+RowsOf<T> rows_of(const torch::Tensor& t, int64_t first) {
+  if (!t.defined()) return {nullptr, 0};
+  return {static_cast<T*>(t.data_ptr()) + first * t.stride(0), static_cast<size_t>(t.stride(0))};
 }
 
 struct Sizes {
   explicit Sizes(const ScanInputs& in)
-      : batch(in.u.size(0)),
-        tokens(in.u.size(1)),
-        channels(in.u.size(2)),
+      : sequences(in.state.size(0)),
+        rows(in.u.size(0)),
+        channels(in.u.size(1)),
         states(in.A.size(0)),
         groups(in.groups()),
         group_channels(channels / groups),
-        slices((group_channels + kSlice - 1) / kSlice),
-        tiles((tokens + kTile - 1) / kTile) {}
-  int64_t batch, tokens, channels, states, groups, group_channels, slices, tiles;
+        panels((group_channels + kPanelChannels - 1) / kPanelChannels) {
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int64_t tokens = in.offsets[s + 1] - in.offsets[s];
+      first_tile.push_back(first_tile.back() + (tokens + kTileTokens - 1) / kTileTokens);
+    }
+  }
+  int64_t sequences, rows, channels, states, groups, group_channels, panels;
+  std::vector<int64_t> first_tile = {0};  // of each sequence, and the number of all
 };
 
-ScanRows rows_of(const ScanInputs& in, const Sizes& s, int64_t b, int64_t group) {
-  const int64_t row = b * s.tokens * s.channels;
+/// What one task works on: channels [begin, end) of a group, from the group's `panel`-th panel on, in one sequence.
+struct Task {
+  int64_t sequence, group, panel, begin, end;
+};
+
+template <typename T>
+ScanRows<T> inputs_of(const ScanInputs& in, const Sizes& s, const Task& task) {
+  const int64_t first = in.offsets[task.sequence], map_stride = s.groups * s.states;
   const auto map = [&](const torch::Tensor& m) {
-    return m.dim() == 2 ? pointer(m) : pointer(m) + b * s.tokens * s.groups * s.states + group * s.states;
+    return m.dim() == 2 ? pointer(m) : pointer(m) + first * map_stride + task.group * s.states;
   };
-  ScanRows rows{};
-  rows.u = pointer(in.u) + row;
-  rows.delta = pointer(in.delta) + row;
-  rows.z = in.z.defined() ? pointer(in.z) + row : nullptr;
-  rows.A = pointer(in.A);
-  rows.D = pointer(in.D);
-  rows.bias = pointer(in.bias);
-  rows.B = map(in.B);
-  rows.C = map(in.C);
-  rows.constant_B = in.B.dim() == 2;
-  rows.constant_C = in.C.dim() == 2;
-  rows.softplus = in.softplus;
-  rows.tokens = s.tokens;
-  rows.channels = s.channels;
-  rows.states = s.states;
-  rows.stride_B = rows.constant_B ? 0 : s.groups * s.states;
-  rows.stride_C = rows.constant_C ? 0 : s.groups * s.states;
-  return rows;
+  const auto stride = [&](const torch::Tensor& m) { return m.dim() == 2 ? 0 : static_cast<size_t>(map_stride); };
+  return {rows_of<const T>(in.u, first),
+          rows_of<const T>(in.delta, first),
+          rows_of<const T>(in.z, first),
+          pointer(in.A),
+          pointer(in.D),
+          pointer(in.bias),
+          map(in.B),
+          map(in.C),
+          in.B.dim() == 2,
+          in.C.dim() == 2,
+          in.softplus,
+          static_cast<size_t>(in.offsets[task.sequence + 1] - first),
+          static_cast<size_t>(s.channels),
+          static_cast<size_t>(s.states),
+          stride(in.B),
+          stride(in.C)};
 }
 
-/// Runs work(sequence, group, first slice, first channel, last channel) in parallel over ranges of channels, which are
-/// as wide as an even share for each thread allows.
+/// Runs work(Task) in parallel over sequences and ranges of channels, which are as wide as an even share for each
+/// thread allows.
 template <typename Work>
-void for_channel_ranges(const Sizes& s, Work work) {
-  const int64_t rows = s.batch * s.groups, threads = at::get_num_threads();
-  const int64_t parts = std::min(s.slices, threads / std::gcd(rows, threads));
+void for_tasks(const Sizes& s, Work work) {
+  const int64_t rows = s.sequences * s.groups, threads = at::get_num_threads();
+  const int64_t parts = std::min(s.panels, threads / std::gcd(rows, threads));
   at::parallel_for(0, rows * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task % parts, group = task / parts % s.groups, b = task / parts / s.groups;
-      const int64_t slice = part * s.slices / parts, last = (part + 1) * s.slices / parts;
-      work(b, group, slice, group * s.group_channels + slice * kSlice,
-           group * s.group_channels + std::min(last * kSlice, s.group_channels));
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t part = index % parts, group = index / parts % s.groups;
+      const int64_t panel = part * s.panels / parts, last = (part + 1) * s.panels / parts;
+      const int64_t channel = group * s.group_channels;
+      work(Task{index / parts / s.groups, group, panel, channel + panel * kPanelChannels,
+                channel + std::min(last * kPanelChannels, s.group_channels)});
     }
   });
+}
+
+template <typename T>
+void run_forward(const ScanInputs& in, const Sizes& s, ScanOutputs& out) {
+  float *state = writable(out.state), *checkpoints = writable(out.checkpoints);
+  for_tasks(s, [&](const Task& task) {
+    const ForwardRows<T> rows{rows_of<T>(out.y, in.offsets[task.sequence]),
+                              state + task.sequence * s.states * s.channels,
+                              shifted(checkpoints, s.first_tile[task.sequence] * s.states * s.channels)};
+    scan_forward_range(inputs_of<T>(in, s, task), rows, task.begin, task.end);
+  });
+}
+
+/// Sums that the backward pass makes for each sequence [S, ...], and for each panel of channels and token [P, R, G, N].
+struct PartialSums {
+  torch::Tensor dA, dBconst, dCconst, dD, dbias, dB, dC;
+};
+
+template <typename T>
+void run_backward(const ScanInputs& in, const Sizes& s, const torch::Tensor& checkpoints, const torch::Tensor& dy,
+                  ScanGradients& g, PartialSums& sums) {
+  float *dB = writable(sums.dB), *dC = writable(sums.dC), *dA = writable(sums.dA), *dBconst = writable(sums.dBconst),
+        *dCconst = writable(sums.dCconst), *dstate = writable(g.state), *dD = writable(sums.dD),
+        *dbias = writable(sums.dbias);
+  for_tasks(s, [&](const Task& task) {
+    const int64_t first = in.offsets[task.sequence], state = task.sequence * s.states * s.channels;
+    const int64_t channel = task.sequence * s.channels;
+    const int64_t map = ((task.panel * s.rows + first) * s.groups + task.group) * s.states;
+    const BackwardRows<T> rows{rows_of<const T>(dy, first),
+                               pointer(checkpoints) + s.first_tile[task.sequence] * s.states * s.channels,
+                               rows_of<T>(g.u, first),
+                               rows_of<T>(g.delta, first),
+                               rows_of<T>(g.z, first),
+                               shifted(dB, map),
+                               shifted(dC, map),
+                               static_cast<size_t>(s.rows * s.groups * s.states),
+                               dA + state,
+                               shifted(dBconst, state),
+                               shifted(dCconst, state),
+                               dstate + state,
+                               shifted(dD, channel),
+                               shifted(dbias, channel)};
+    scan_backward_range(inputs_of<T>(in, s, task), rows, task.begin, task.end);
+  });
+}
+
+bool is_narrow(const ScanInputs& in) {
+  return in.u.scalar_type() == torch::kBFloat16;
 }
 
 }  // namespace
 
 int64_t ScanInputs::groups() const {
-  return B.dim() == 4 ? B.size(2) : C.dim() == 4 ? C.size(2) : 1;
+  return B.dim() == 3 ? B.size(1) : C.dim() == 3 ? C.size(1) : 1;
 }
 
 ScanOutputs selective_scan_forward(const ScanInputs& in, bool keep_checkpoints) {
   const Sizes s(in);
   ScanOutputs out;
-  out.y = torch::empty_like(in.u);
+  out.y = torch::empty({s.rows, s.channels}, in.u.options());
   out.state = in.state.clone();
-  if (keep_checkpoints) out.checkpoints = torch::empty({s.batch, s.tiles, s.states, s.channels}, in.u.options());
-  float *y = writable(out.y), *state = writable(out.state), *checkpoints = writable(out.checkpoints);
-  for_channel_ranges(s, [&](int64_t b, int64_t group, int64_t, int64_t first, int64_t last) {
-    const ForwardRows rows{y + b * s.tokens * s.channels, state + b * s.states * s.channels,
-                           shifted(checkpoints, b * s.tiles * s.states * s.channels)};
-    scan_forward_range(rows_of(in, s, b, group), rows, first, last);
-  });
+  if (keep_checkpoints) out.checkpoints = torch::empty({s.first_tile.back(), s.states, s.channels}, in.A.options());
+  (is_narrow(in) ? run_forward<uint16_t> : run_forward<float>)(in, s, out);
   return out;
 }
 
 ScanGradients selective_scan_backward(const ScanInputs& in, const torch::Tensor& checkpoints, const torch::Tensor& dy,
                                       const torch::Tensor& dstate) {
   const Sizes s(in);
-  const auto options = in.u.options();
-  const auto per_channel = [&](bool present) {
-    return present ? torch::zeros({s.batch, s.channels}, options) : torch::Tensor();
+  const auto cleared = [&](bool present, torch::IntArrayRef shape) {
+    return present ? torch::zeros(shape, in.A.options()) : torch::Tensor();
   };
-  const auto per_state = [&](bool present) {
-    return present ? torch::zeros({s.batch, s.states, s.channels}, options) : torch::Tensor();
+  const auto per_token = [&](const torch::Tensor& m) {
+    return m.dim() == 3 ? torch::empty({s.panels, s.rows, s.groups, s.states}, in.A.options()) : torch::Tensor();
   };
-  const auto per_token = [&](bool present) {
-    return present ? torch::empty({s.slices, s.batch, s.groups, s.tokens, s.states}, options) : torch::Tensor();
-  };
+  const auto like_u = [&] { return torch::empty({s.rows, s.channels}, in.u.options()); };
   ScanGradients g;
-  g.u = torch::empty_like(in.u);
-  g.delta = torch::empty_like(in.u);
-  if (in.z.defined()) g.z = torch::empty_like(in.u);
+  g.u = like_u();
+  g.delta = like_u();
+  if (in.z.defined()) g.z = like_u();
   g.state = dstate.clone();
-  torch::Tensor dA = per_state(true), dBconst = per_state(in.B.dim() == 2), dCconst = per_state(in.C.dim() == 2);
-  torch::Tensor dB = per_token(in.B.dim() == 4), dC = per_token(in.C.dim() == 4);
-  torch::Tensor dD = per_channel(in.D.defined()), dbias = per_channel(in.bias.defined());
-  BackwardRows base{pointer(dy),       pointer(checkpoints),
-                    writable(g.u),     writable(g.delta),
-                    writable(g.z),     writable(dB),
-                    writable(dC),      static_cast<size_t>(s.batch * s.groups * s.tokens * s.states),
-                    writable(dA),      writable(dBconst),
-                    writable(dCconst), writable(g.state),
-                    writable(dD),      writable(dbias)};
-  for_channel_ranges(s, [&](int64_t b, int64_t group, int64_t slice, int64_t first, int64_t last) {
-    const int64_t row = b * s.tokens * s.channels, state = b * s.states * s.channels, channel = b * s.channels;
-    const int64_t map = ((slice * s.batch + b) * s.groups + group) * s.tokens * s.states;
-    const BackwardRows rows{base.dy + row,
-                            base.checkpoints + b * s.tiles * s.states * s.channels,
-                            base.du + row,
-                            base.ddelta + row,
-                            shifted(base.dz, row),
-                            shifted(base.dB, map),
-                            shifted(base.dC, map),
-                            base.slice_stride,
-                            base.dA + state,
-                            shifted(base.dBconst, state),
-                            shifted(base.dCconst, state),
-                            base.dstate + state,
-                            shifted(base.dD, channel),
-                            shifted(base.dbias, channel)};
-    scan_backward_range(rows_of(in, s, b, group), rows, first, last);
-  });
-  const auto over_batch = [](const torch::Tensor& t) { return t.defined() ? t.sum(0) : torch::Tensor(); };
-  const auto over_slices = [](const torch::Tensor& t) { return t.sum(0).permute({0, 2, 1, 3}).contiguous(); };
-  g.A = over_batch(dA);
-  g.B = dB.defined() ? over_slices(dB) : over_batch(dBconst);
-  g.C = dC.defined() ? over_slices(dC) : over_batch(dCconst);
-  g.D = over_batch(dD);
-  g.bias = over_batch(dbias);
+  PartialSums sums{cleared(true, {s.sequences, s.states, s.channels}),
+                   cleared(in.B.dim() == 2, {s.sequences, s.states, s.channels}),
+                   cleared(in.C.dim() == 2, {s.sequences, s.states, s.channels}),
+                   cleared(in.D.defined(), {s.sequences, s.channels}),
+                   cleared(in.bias.defined(), {s.sequences, s.channels}),
+                   per_token(in.B),
+                   per_token(in.C)};
+  (is_narrow(in) ? run_backward<uint16_t> : run_backward<float>)(in, s, checkpoints, dy, g, sums);
+  const auto total = [](const torch::Tensor& t) { return t.defined() ? t.sum(0) : torch::Tensor(); };
+  g.A = total(sums.dA);
+  g.B = total(in.B.dim() == 3 ? sums.dB : sums.dBconst);
+  g.C = total(in.C.dim() == 3 ? sums.dC : sums.dCconst);
+  g.D = total(sums.dD);
+  g.bias = total(sums.dbias);
   return g;
 }
 

@@ -1,5 +1,3 @@
-#include <vector>
-
 #include "ops/cpu/selective_scan_rows.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -12,194 +10,269 @@
 HWY_BEFORE_NAMESPACE();
 namespace seqloom::ops::cpu::HWY_NAMESPACE {
 
-/// Gradients of one block that are carried from tile to tile: g = dL/dh_t and sums over t, [N][kBlock].
+/// Gradients of one panel that are carried from tile to tile: g = dL/dh_t and sums over t, [blocks][N][kLanes].
 struct Carried {
   float *g, *dA, *dB, *dC;
-  float *dD, *dbias;  // [kBlock]
+  float *dD, *dbias;  // [blocks][kLanes]
 };
 
-/// A tile's gradients, [kTile][kBlock] each, and the sums over a slice's blocks, [N][kTile][kLanes].
+/// A block's gradients of a tile, [kTile][kLanes] each, and the sums over a panel's blocks, [N][kTile][kLanes].
 struct TileGradients {
-  float *dy, *dz;                // dy behind the gate; dz still without the factor y
+  float* dy;                     // behind the gate
   float *through_A, *through_B;  // sum_n g kept A log2 e and sum_n g B
   float *dB, *dC;
 };
 
-/// Fills dy and dz of the tile and clears the sums over n.
-void PrepareGradients(const ScanRows& in, const Block& b, const float* dy, size_t first, size_t tokens,
-                      const TileGradients& r) {
+/// Replaces dy by its gradient behind the gate and z by that of z still without the factor y; clears the sums over n.
+void PrepareGradients(bool gated, size_t tokens, const Tile tile, const TileGradients r) {
   const Vector one = hn::Set(kTag, 1.0f);
-  for (size_t i = 0; i < tokens; ++i) {
-    for (size_t v = 0; v < kVectors; ++v) {
-      const size_t at = At(in, b, first + i, v), place = i * kBlock + v * kLanes;
-      Vector gradient = LoadFirst(kTag, dy + at, Rest(b, v));
-      if (in.z != nullptr) {
-        const Vector z = LoadFirst(kTag, in.z + at, Rest(b, v)), gate = Sigmoid(kTag, z);
-        hn::Store(hn::Mul(gradient, hn::Mul(gate, hn::MulAdd(z, hn::Sub(one, gate), one))), kTag, r.dz + place);
-        gradient = hn::Mul(gradient, hn::Mul(z, gate));
-      }
-      hn::Store(gradient, kTag, r.dy + place);
-      hn::Store(hn::Zero(kTag), kTag, r.through_A + place);
-      hn::Store(hn::Zero(kTag), kTag, r.through_B + place);
+  for (size_t at = 0; at < tokens * kLanes; at += kLanes) {
+    if (gated) {
+      const Vector dy = hn::Load(kTag, r.dy + at), z = hn::Load(kTag, tile.z + at), gate = Sigmoid(kTag, z);
+      hn::Store(hn::Mul(dy, hn::Mul(gate, hn::MulAdd(z, hn::Sub(one, gate), one))), kTag, tile.z + at);
+      hn::Store(hn::Mul(dy, hn::Mul(z, gate)), kTag, r.dy + at);
     }
+    hn::Store(hn::Zero(kTag), kTag, r.through_A + at);
+    hn::Store(hn::Zero(kTag), kTag, r.through_B + at);
   }
 }
 
-/// The adjoint of ScanState, tokens from the last to the first.
-template <bool kConstantB, bool kConstantC>
-void ReverseState(const ScanRows& in, const Block& b, size_t n, size_t first, size_t tokens, const Tile tile,
-                  const TileGradients r, const Carried& c) {
-  Vector g[kVectors], dA[kVectors], A[kVectors], fixed_B[kVectors], fixed_C[kVectors];
-  for (size_t v = 0; v < kVectors; ++v) {
-    const size_t at = n * kBlock + v * kLanes;
-    g[v] = hn::Load(kTag, c.g + at);
-    dA[v] = hn::Load(kTag, c.dA + at);
-    A[v] = hn::Load(kTag, b.A + at);
-    fixed_B[v] = fixed_C[v] = hn::Zero(kTag);
+/// The adjoint of ScanStates, tokens from the last to the first.
+template <size_t kCount, bool kConstantB, bool kConstantC>
+void ReverseStates(const Block& b, const Carried& c, size_t n, size_t tokens, const float* B, size_t stride_B,
+                   const float* C, size_t stride_C, const Tile tile, const TileGradients r, Lines ahead) {
+  Vector g[kCount], dA[kCount], A[kCount], fixed_B[kCount], fixed_C[kCount];
+  for (size_t s = 0; s < kCount; ++s) {
+    const size_t at = (n + s) * kLanes;
+    g[s] = hn::Load(kTag, c.g + at);
+    dA[s] = hn::Load(kTag, c.dA + at);
+    A[s] = hn::Load(kTag, b.A + at);
+    fixed_B[s] = fixed_C[s] = hn::Zero(kTag);
   }
-  const size_t stride_B = in.stride_B, stride_C = in.stride_C, last = first + tokens - 1;
-  const float* B = kConstantB ? b.B + n * kBlock : in.B + last * stride_B + n;
-  const float* C = kConstantC ? b.C + n * kBlock : in.C + last * stride_C + n;
+  B = kConstantB ? b.B + n * kLanes : B + n + (tokens - 1) * stride_B;
+  C = kConstantC ? b.C + n * kLanes : C + n + (tokens - 1) * stride_C;
   for (size_t i = tokens; i-- > 0; B -= stride_B, C -= stride_C) {
-    float *sum_B = r.dB + (n * kTile + i) * kLanes, *sum_C = r.dC + (n * kTile + i) * kLanes;
-    Vector dB = kConstantB ? hn::Zero(kTag) : hn::Load(kTag, sum_B);
-    Vector dC = kConstantC ? hn::Zero(kTag) : hn::Load(kTag, sum_C);
-    for (size_t v = 0; v < kVectors; ++v) {
-      const size_t at = i * kBlock + v * kLanes;
-      const Vector dy = hn::Load(kTag, r.dy + at), added = hn::Load(kTag, tile.added + at);
-      const Vector kept = hn::Load(kTag, tile.kept + at), map = Map<kConstantB>(B, v);
+    const size_t at = i * kLanes;
+    const Vector dy = hn::Load(kTag, r.dy + at), added = hn::Load(kTag, tile.added + at);
+    const Vector step = hn::Load(kTag, tile.step + at);
+    Vector through_A = hn::Load(kTag, r.through_A + at), through_B = hn::Load(kTag, r.through_B + at);
+    for (size_t s = 0; s < kCount; ++s) {
+      float *sum_B = r.dB + (n + s) * kTileSize + at, *sum_C = r.dC + (n + s) * kTileSize + at;
+      const Vector kept = hn::Load(kTag, tile.kept + s * kTileSize + at), map = Map<kConstantB>(B, s);
       const Vector state = hn::MulAdd(added, map, kept);
-      g[v] = hn::MulAdd(dy, Map<kConstantC>(C, v), g[v]);
-      Vector &of_B = kConstantB ? fixed_B[v] : dB, &of_C = kConstantC ? fixed_C[v] : dC;
-      of_B = hn::MulAdd(g[v], added, of_B);
-      of_C = hn::MulAdd(dy, state, of_C);
-      const Vector g_kept = hn::Mul(g[v], kept);
-      dA[v] = hn::MulAdd(g_kept, hn::Load(kTag, tile.step + at), dA[v]);
-      hn::Store(hn::MulAdd(g_kept, A[v], hn::Load(kTag, r.through_A + at)), kTag, r.through_A + at);
-      hn::Store(hn::MulAdd(g[v], map, hn::Load(kTag, r.through_B + at)), kTag, r.through_B + at);
-      g[v] = hn::Mul(g[v], hn::Load(kTag, tile.decay + at));
+      g[s] = hn::MulAdd(dy, Map<kConstantC>(C, s), g[s]);
+      if constexpr (kConstantB) {
+        fixed_B[s] = hn::MulAdd(g[s], added, fixed_B[s]);
+      } else {
+        hn::Store(hn::MulAdd(g[s], added, hn::Load(kTag, sum_B)), kTag, sum_B);
+      }
+      if constexpr (kConstantC) {
+        fixed_C[s] = hn::MulAdd(dy, state, fixed_C[s]);
+      } else {
+        hn::Store(hn::MulAdd(dy, state, hn::Load(kTag, sum_C)), kTag, sum_C);
+      }
+      const Vector g_kept = hn::Mul(g[s], kept);
+      dA[s] = hn::MulAdd(g_kept, step, dA[s]);
+      through_A = hn::MulAdd(g_kept, A[s], through_A);
+      through_B = hn::MulAdd(g[s], map, through_B);
+      g[s] = hn::Mul(g[s], hn::Load(kTag, tile.decay + s * kTileSize + at));
     }
-    if (!kConstantB) hn::Store(dB, kTag, sum_B);
-    if (!kConstantC) hn::Store(dC, kTag, sum_C);
+    hn::Store(through_A, kTag, r.through_A + at);
+    hn::Store(through_B, kTag, r.through_B + at);
+    ahead.AskForNext();
   }
-  for (size_t v = 0; v < kVectors; ++v) {
-    const size_t at = n * kBlock + v * kLanes;
-    hn::Store(g[v], kTag, c.g + at);
-    hn::Store(dA[v], kTag, c.dA + at);
-    if (kConstantB) hn::Store(hn::Add(fixed_B[v], hn::Load(kTag, c.dB + at)), kTag, c.dB + at);
-    if (kConstantC) hn::Store(hn::Add(fixed_C[v], hn::Load(kTag, c.dC + at)), kTag, c.dC + at);
+  for (size_t s = 0; s < kCount; ++s) {
+    const size_t at = (n + s) * kLanes;
+    hn::Store(g[s], kTag, c.g + at);
+    hn::Store(dA[s], kTag, c.dA + at);
+    if (kConstantB) hn::Store(hn::Add(fixed_B[s], hn::Load(kTag, c.dB + at)), kTag, c.dB + at);
+    if (kConstantC) hn::Store(hn::Add(fixed_C[s], hn::Load(kTag, c.dC + at)), kTag, c.dC + at);
   }
 }
 
-/// du, ddelta and dz of the tile from its sums over n.
-void FinishGradients(const ScanRows& in, const BackwardRows& out, const Block& b, size_t first, size_t tokens,
-                     const Tile& tile, const TileGradients& r, const Carried& c) {
+/// du, ddelta and dz of the tile from its sums over n, in the places of u, delta and z.
+void FinishGradients(bool softplus, bool gated, const Block& b, size_t tokens, const Tile tile, const TileGradients r,
+                     float* sum_D, float* sum_bias) {
+  Vector dD = hn::Load(kTag, sum_D), dbias = hn::Load(kTag, sum_bias);
+  for (size_t at = 0; at < tokens * kLanes; at += kLanes) {
+    const Vector u = hn::Load(kTag, tile.u + at), dy = hn::Load(kTag, r.dy + at);
+    const Vector through_B = hn::Load(kTag, r.through_B + at);
+    const Vector through_A = hn::Mul(hn::Load(kTag, r.through_A + at), hn::Set(kTag, 1 / kLog2E));
+    Vector ddelta = hn::MulAdd(through_B, u, through_A);
+    if (softplus) ddelta = hn::Mul(ddelta, hn::Load(kTag, tile.delta + at));  // PrepareStep left the derivative there
+    dbias = hn::Add(dbias, ddelta);
+    dD = hn::MulAdd(dy, u, dD);
+    hn::Store(hn::MulAdd(dy, b.D, hn::Mul(through_B, hn::Load(kTag, tile.step + at))), kTag, tile.u + at);
+    hn::Store(ddelta, kTag, tile.delta + at);
+    if (gated) hn::Store(hn::Mul(hn::Load(kTag, tile.y + at), hn::Load(kTag, tile.z + at)), kTag, tile.z + at);
+  }
+  hn::Store(dD, kTag, sum_D);
+  hn::Store(dbias, kTag, sum_bias);
+}
+
+#if HWY_TARGET != HWY_SCALAR
+/// The sum of all lanes in four partial sums.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE auto Fold(D d, V v) {
+  if constexpr (hn::MaxLanes(d) > 4) {
+    const hn::Half<D> half;
+    return Fold(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  } else {
+    return v;
+  }
+}
+#endif
+
+/// Sums the lanes of [N][kTile][kLanes] into rows [tokens, N], `stride` apart.
+void SumLanes(const float* sums, size_t tokens, size_t states, size_t stride, float* out) {
+  const auto row = [&](size_t n, size_t i) HWY_ATTR { return hn::Load(kTag, sums + n * kTileSize + i * kLanes); };
   for (size_t i = 0; i < tokens; ++i) {
-    for (size_t v = 0; v < kVectors; ++v) {
-      const size_t at = At(in, b, first + i, v), place = i * kBlock + v * kLanes;
-      const size_t lane = v * kLanes, rest = Rest(b, v);
-      const Vector u = LoadFirst(kTag, in.u + at, rest), dy = hn::Load(kTag, r.dy + place);
-      const Vector through_B = hn::Load(kTag, r.through_B + place);
-      Vector du = hn::Mul(through_B, hn::Load(kTag, tile.step + place));
-      Vector ddelta = hn::Mul(hn::Load(kTag, r.through_A + place), hn::Set(kTag, 1 / kLog2E));
-      ddelta = hn::MulAdd(through_B, u, ddelta);
-      if (in.D != nullptr) {
-        du = hn::MulAdd(dy, LoadFirst(kTag, in.D + b.e + lane, rest), du);
-        hn::Store(hn::MulAdd(dy, u, hn::Load(kTag, c.dD + lane)), kTag, c.dD + lane);
-      }
-      if (in.softplus) ddelta = hn::Mul(ddelta, Sigmoid(kTag, StepBeforeSoftplus(in, b, first + i, v)));
-      if (in.bias != nullptr) hn::Store(hn::Add(ddelta, hn::Load(kTag, c.dbias + lane)), kTag, c.dbias + lane);
-      if (in.z != nullptr) {
-        const Vector y = hn::Load(kTag, tile.y + place);
-        StoreFirst(kTag, hn::Mul(y, hn::Load(kTag, r.dz + place)), out.dz + at, rest);
-      }
-      StoreFirst(kTag, du, out.du + at, rest);
-      StoreFirst(kTag, ddelta, out.ddelta + at, rest);
+    size_t n = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const hn::FixedTag<float, 4> d;
+    for (; n + 4 <= states; n += 4) {  // four at a time: lanes are added pairwise while they are brought together
+      const auto a = Fold(kTag, row(n, i)), b = Fold(kTag, row(n + 1, i));
+      const auto c = Fold(kTag, row(n + 2, i)), e = Fold(kTag, row(n + 3, i));
+      const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+      const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+      hn::StoreU(hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab)), d, out + i * stride + n);
     }
+#endif
+    for (; n < states; ++n) out[i * stride + n] = hn::GetLane(hn::SumOfLanes(kTag, row(n, i)));
   }
 }
 
-/// Sums the lanes of [N][kTile][kLanes] into rows [tokens, N].
-void SumLanes(const float* sums, size_t tokens, size_t states, float* out) {
-  for (size_t n = 0; n < states; ++n) {
-    for (size_t i = 0; i < tokens; ++i) {
-      out[i * states + n] = hn::GetLane(hn::SumOfLanes(kTag, hn::Load(kTag, sums + (n * kTile + i) * kLanes)));
-    }
-  }
-}
-
-Carried MakeCarried(const ScanRows& in, const Block& b, const float* dstate, Scratch& scratch) {
+template <typename T>
+Carried MakeCarried(const ScanRows<T>& in, const Panel& p, const float* dstate, Scratch& scratch) {
+  const size_t row = p.blocks * kLanes;
   const auto cleared = [&](size_t size) {
     float* place = scratch.take(size);
     std::fill_n(place, size, 0.0f);
     return place;
   };
-  const size_t size = in.states * kBlock;
-  const Carried c{scratch.take(size), cleared(size), cleared(size), cleared(size), cleared(kBlock), cleared(kBlock)};
-  Gather(dstate, in, b, c.g);
+  const Carried c{cleared(in.states * row),
+                  cleared(in.states * row),
+                  cleared(in.states * row),
+                  cleared(in.states * row),
+                  cleared(row),
+                  cleared(row)};
+  Gather(dstate, in, in.states, p, c.g);
   return c;
 }
 
-void StoreCarried(const ScanRows& in, const BackwardRows& out, const Block& b, const Carried& c) {
-  Scatter(c.g, in, b, in.states, out.dstate);
-  Scatter(c.dA, in, b, in.states, out.dA);
-  if (in.constant_B) Scatter(c.dB, in, b, in.states, out.dBconst);
-  if (in.constant_C) Scatter(c.dC, in, b, in.states, out.dCconst);
-  if (in.D != nullptr) Scatter(c.dD, in, b, 1, out.dD);
-  if (in.bias != nullptr) Scatter(c.dbias, in, b, 1, out.dbias);
+Carried BlockOf(const Carried& c, size_t k, size_t states) {
+  const size_t at = k * states * kLanes;
+  return {c.g + at, c.dA + at, c.dB + at, c.dC + at, c.dD + k * kLanes, c.dbias + k * kLanes};
 }
 
-template <bool kConstantB, bool kConstantC>
-void BackwardTile(const ScanRows& in, const BackwardRows& out, const Block& b, size_t first, const Tile& tile,
-                  const TileGradients& r, const Carried& c, Ahead ahead) {
-  const size_t tokens = std::min(kTile, in.tokens - first);
-  Gather(out.checkpoints + first / kTile * in.states * in.channels, in, b, b.h);
-  const auto scan = PrepareTile(in, b, first, tokens, tile) ? ScanState<kConstantB, kConstantC, true, true>
-                                                            : ScanState<kConstantB, kConstantC, false, true>;
-  PrepareGradients(in, b, out.dy, first, tokens, r);
-  const size_t share = hwy::DivCeil(kTile, in.states);
-  for (size_t n = 0; n < in.states; ++n) {
-    const float* const wanted[] = {in.u, in.delta, in.z, out.dy, out.du, out.ddelta, out.dz};
-    for (const float* rows : wanted) PrefetchLines(rows, in, ahead, n * share, (n + 1) * share);
-    scan(in, b, n, first, tokens, tile);
-    ReverseState<kConstantB, kConstantC>(in, b, n, first, tokens, tile, r, c);
+template <typename T>
+void StoreCarried(const ScanRows<T>& in, const BackwardRows<T>& out, const Panel& p, const Carried& c) {
+  Scatter(c.g, in, in.states, p, out.dstate);
+  Scatter(c.dA, in, in.states, p, out.dA);
+  Scatter(c.dB, in, in.states, p, out.dBconst);
+  Scatter(c.dC, in, in.states, p, out.dCconst);
+  Scatter(c.dD, in, 1, p, out.dD);
+  Scatter(c.dbias, in, 1, p, out.dbias);
+}
+
+/// What one thread needs for a panel: the rows of a tile, and the working memory of a block.
+struct Buffers {
+  Buffers(size_t states, Scratch& scratch) {
+    for (float*& panel : panels) panel = scratch.take(kTile * kPanel);
+    for (float*& rows : blocks) rows = scratch.take(kTileSize);
+    decay = scratch.take(kStates * kTileSize);
+    kept = scratch.take(kStates * kTileSize);
+    sums = scratch.take(2 * states * kTileSize);
   }
-  FinishGradients(in, out, b, first, tokens, tile, r, c);
+  static size_t size(size_t states) { return 4 * kTile * kPanel + (5 + 2 * kStates + 2 * states) * kTileSize; }
+
+  Tile tile(size_t k) const {
+    const size_t at = k * kTileSize;
+    return {panels[0] + at, panels[1] + at, panels[2] + at, blocks[0], blocks[1], blocks[2], decay, kept};
+  }
+  TileGradients gradients(size_t k, size_t states) const {
+    return {panels[3] + k * kTileSize, blocks[3], blocks[4], sums, sums + states * kTileSize};
+  }
+
+  float* panels[4];  // u, delta, z, dy
+  float* blocks[5];  // step, added, y, through_A, through_B
+  float *decay, *kept, *sums;
+};
+
+/// The range's `index`-th panel.
+template <bool kConstantB, bool kConstantC, typename T>
+void BackwardTile(const ScanRows<T>& in, const BackwardRows<T>& out, const Panel& p, size_t index, const Carried& c,
+                  size_t first, const Buffers& buffers, const Ahead<T>& ahead) {
+  const size_t tokens = std::min(kTile, in.tokens - first), N = in.states;
+  const bool gated = in.z.data != nullptr;
+  Gather(out.checkpoints + first / kTile * N * in.channels, in, N, p, p.h);
+  CopyIn(RowsFrom(in.u, first), tokens, p, kTile, buffers.panels[0]);
+  CopyIn(RowsFrom(in.delta, first), tokens, p, kTile, buffers.panels[1]);
+  if (gated) CopyIn(RowsFrom(in.z, first), tokens, p, kTile, buffers.panels[2]);
+  CopyIn(RowsFrom(out.dy, first), tokens, p, kTile, buffers.panels[3]);
+  std::fill_n(buffers.sums, 2 * N * kTileSize, 0.0f);
+  const float *B = in.B + first * in.stride_B, *C = in.C + first * in.stride_C;
+  for (size_t k = 0; k < p.blocks; ++k) {
+    const Block b = BlockOf(p, k, N);
+    const Carried carried = BlockOf(c, k, N);
+    const Tile tile = buffers.tile(k);
+    const TileGradients r = buffers.gradients(k, N);
+    ahead.AskForRest(2 * PassCount(N), k, p.blocks);
+    const bool bounded = PrepareTile<true>(in.softplus, b, tokens, tile);
+    PrepareGradients(gated, tokens, tile, r);
+    ForStates(N, [&](auto count, size_t n, size_t pass) HWY_ATTR {
+      const auto scan = bounded ? ScanStates<decltype(count)::value, kConstantB, kConstantC, true, true>
+                                : ScanStates<decltype(count)::value, kConstantB, kConstantC, false, true>;
+      scan(b, n, tokens, B, in.stride_B, C, in.stride_C, tile, ahead.lines(pass, k, p.blocks));
+      ReverseStates<decltype(count)::value, kConstantB, kConstantC>(b, carried, n, tokens, B, in.stride_B, C,
+                                                                    in.stride_C, tile, r,
+                                                                    ahead.lines(PassCount(N) + pass, k, p.blocks));
+    });
+    FinishGradients(in.softplus, gated, b, tokens, tile, r, carried.dD, carried.dbias);
+  }
+  CopyOut(buffers.panels[0], tokens, p, kTile, RowsFrom(out.du, first));
+  CopyOut(buffers.panels[1], tokens, p, kTile, RowsFrom(out.ddelta, first));
+  if (gated) CopyOut(buffers.panels[2], tokens, p, kTile, RowsFrom(out.dz, first));
+  const TileGradients sums = buffers.gradients(0, N);
+  const size_t at = index * out.panel_stride;
+  if (!kConstantB) SumLanes(sums.dB, tokens, N, in.stride_B, out.dB + at + first * in.stride_B);
+  if (!kConstantC) SumLanes(sums.dC, tokens, N, in.stride_C, out.dC + at + first * in.stride_C);
 }
 
-template <bool kConstantB, bool kConstantC>
-void BackwardRange(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
-  const size_t count = hwy::DivCeil(end - begin, kBlock), N = in.states;
-  const size_t rows = kTile * kBlock, sums = N * kTile * kLanes;
-  Scratch scratch(count * (BlockSize(in) + 4 * N * kBlock + 2 * kBlock) + 9 * rows + 2 * sums);
-  const Tile tile = MakeTile(scratch, true);
-  const TileGradients r{scratch.take(rows), scratch.take(rows), scratch.take(rows),
-                        scratch.take(rows), scratch.take(sums), scratch.take(sums)};
-  std::vector<Block> blocks;
+template <bool kConstantB, bool kConstantC, typename T>
+void BackwardRange(const ScanRows<T>& in, const BackwardRows<T>& out, size_t begin, size_t end) {
+  const size_t N = in.states;
+  Scratch scratch(PanelSize(in, end - begin) + (end - begin + kPanel) * (4 * N + 2) + Buffers::size(N));
+  const Buffers buffers(N, scratch);
+  const std::vector<Panel> panels = MakePanels(in, begin, end, scratch);
   std::vector<Carried> carried;
-  for (size_t k = 0; k < count; ++k) {
-    blocks.push_back(MakeBlock(in, begin + k * kBlock, end, scratch));
-    carried.push_back(MakeCarried(in, blocks[k], out.dstate, scratch));
-  }
+  for (const Panel& p : panels) carried.push_back(MakeCarried(in, p, out.dstate, scratch));
   for (size_t tiles = hwy::DivCeil(in.tokens, kTile); tiles-- > 0;) {
-    const size_t first = tiles * kTile, tokens = std::min(kTile, in.tokens - first);
-    for (size_t k = 0; k < count; ++k) {
-      if (k % kSliceBlocks == 0) std::fill_n(r.dB, 2 * sums, 0.0f);  // dB and dC
-      const Ahead ahead = k + 1 < count ? Ahead{blocks[k + 1].e, first} : Ahead{begin, first - std::min(first, kTile)};
-      BackwardTile<kConstantB, kConstantC>(in, out, blocks[k], first, tile, r, carried[k], ahead);
-      if ((k + 1) % kSliceBlocks != 0 && k + 1 < count) continue;
-      const size_t at = k / kSliceBlocks * out.slice_stride + first * N;
-      if (!kConstantB) SumLanes(r.dB, tokens, N, out.dB + at);
-      if (!kConstantC) SumLanes(r.dC, tokens, N, out.dC + at);
+    const size_t first = tiles * kTile;
+    for (size_t k = 0; k < panels.size(); ++k) {
+      const bool last = k + 1 == panels.size();
+      const auto written = [](RowsOf<T> rows) { return RowsOf<const T>{rows.data, rows.stride}; };
+      const Panel& next = panels[last ? 0 : k + 1];
+      const Ahead<T> ahead({in.u, in.delta, in.z, out.dy, written(out.du), written(out.ddelta), written(out.dz)},
+                           last ? first - std::min(first, kTile) : first, next.e, next.width);
+      BackwardTile<kConstantB, kConstantC>(in, out, panels[k], k, carried[k], first, buffers, ahead);
     }
   }
-  for (size_t k = 0; k < count; ++k) StoreCarried(in, out, blocks[k], carried[k]);
+  for (size_t k = 0; k < panels.size(); ++k) StoreCarried(in, out, panels[k], carried[k]);
 }
 
-void Backward(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
-  const auto run = in.constant_B ? (in.constant_C ? BackwardRange<true, true> : BackwardRange<true, false>)
-                                 : (in.constant_C ? BackwardRange<false, true> : BackwardRange<false, false>);
+template <typename T>
+void Backward(const ScanRows<T>& in, const BackwardRows<T>& out, size_t begin, size_t end) {
+  const auto run = in.constant_B ? (in.constant_C ? BackwardRange<true, true, T> : BackwardRange<true, false, T>)
+                                 : (in.constant_C ? BackwardRange<false, true, T> : BackwardRange<false, false, T>);
   run(in, out, begin, end);
+}
+
+void BackwardFloat(const ScanRows<float>& in, const BackwardRows<float>& out, size_t begin, size_t end) {
+  Backward(in, out, begin, end);
+}
+void BackwardBfloat16(const ScanRows<uint16_t>& in, const BackwardRows<uint16_t>& out, size_t begin, size_t end) {
+  Backward(in, out, begin, end);
 }
 
 }  // namespace seqloom::ops::cpu::HWY_NAMESPACE
@@ -208,10 +281,14 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace seqloom::ops::cpu {
 
-HWY_EXPORT(Backward);
+HWY_EXPORT(BackwardFloat);
+HWY_EXPORT(BackwardBfloat16);
 
-void scan_backward_range(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end) {
-  HWY_DYNAMIC_DISPATCH(Backward)(in, out, begin, end);
+void scan_backward_range(const ScanRows<float>& in, const BackwardRows<float>& out, size_t begin, size_t end) {
+  HWY_DYNAMIC_DISPATCH(BackwardFloat)(in, out, begin, end);
+}
+void scan_backward_range(const ScanRows<uint16_t>& in, const BackwardRows<uint16_t>& out, size_t begin, size_t end) {
+  HWY_DYNAMIC_DISPATCH(BackwardBfloat16)(in, out, begin, end);
 }
 
 }  // namespace seqloom::ops::cpu

@@ -1,46 +1,59 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace seqloom::ops::cpu {
 
-/// Channels that are worked on together: a cache line, and the vector lanes of AVX-512. The N states are looped over,
-/// so that nothing is summed across lanes and B_t, C_t are broadcast.
-constexpr size_t kBlock = 16;
-/// Tokens that are worked on together, and between two states that are kept for the backward pass. What a block needs
-/// of a tile stays in the first cache, and rows of memory are read a tile ahead.
+/// Channels that are read and written together, row by row; also those over which the backward pass sums dB and dC.
+/// Fixed, so that results do not depend on the number of threads.
+constexpr size_t kPanel = 128;
+/// Tokens that are worked on together, and between two states that are kept for the backward pass. What some channels
+/// need of a tile stays in the first cache.
 constexpr size_t kTile = 32;
-/// Blocks over which the backward pass sums dB and dC. Fixed, so that results do not depend on the number of threads.
-constexpr size_t kSliceBlocks = 8;
 
-/// Raw pointers into ScanInputs for one sequence. Rows of u, delta, z are E apart.
+/// Rows of a matrix, `stride` elements apart; absent without data. T is float or uint16_t, the bits of a bfloat16.
+template <typename T>
+struct RowsOf {
+  T* data;
+  size_t stride;
+};
+
+/// Raw pointers into ScanInputs for one sequence.
+template <typename T>
 struct ScanRows {
-  const float *u, *delta, *z, *A, *D, *bias;
+  RowsOf<const T> u, delta, z;
+  const float *A, *D, *bias;
   const float *B, *C;  // of the channels' group: rows `stride_B`, `stride_C` apart; constant maps [N, E] (stride 0)
   bool constant_B, constant_C, softplus;
   size_t tokens, channels, states, stride_B, stride_C;
 };
 
 /// Where the forward pass of one sequence writes.
+template <typename T>
 struct ForwardRows {
-  float* y;            // [T, E]
+  RowsOf<T> y;
   float* state;        // [N, E], read and replaced
   float* checkpoints;  // [tiles, N, E] or null
 };
 
 /// Where the backward pass of a range of channels writes.
+template <typename T>
 struct BackwardRows {
-  const float *dy, *checkpoints;
-  float *du, *ddelta, *dz;
-  float *dB, *dC;  // of varying maps: [T, N] of the range's first slice, those of the next ones slice_stride further
-  size_t slice_stride;
+  RowsOf<const T> dy;
+  const float* checkpoints;
+  RowsOf<T> du, ddelta, dz;
+  float *dB, *dC;  // of varying maps: [T, G, N] of the range's first panel, those of the next ones panel_stride further
+  size_t panel_stride;
   float *dA, *dBconst, *dCconst,
       *dstate;        // [N, E], added to; dstate is the final state's gradient and becomes the initial one's
   float *dD, *dbias;  // [E], added to
 };
 
 /// Runs the channels [begin, end) of one sequence, with the best SIMD target of this machine.
-void scan_forward_range(const ScanRows& in, const ForwardRows& out, size_t begin, size_t end);
-void scan_backward_range(const ScanRows& in, const BackwardRows& out, size_t begin, size_t end);
+void scan_forward_range(const ScanRows<float>& in, const ForwardRows<float>& out, size_t begin, size_t end);
+void scan_forward_range(const ScanRows<uint16_t>& in, const ForwardRows<uint16_t>& out, size_t begin, size_t end);
+void scan_backward_range(const ScanRows<float>& in, const BackwardRows<float>& out, size_t begin, size_t end);
+void scan_backward_range(const ScanRows<uint16_t>& in, const BackwardRows<uint16_t>& out, size_t begin, size_t end);
 
 }  // namespace seqloom::ops::cpu

@@ -14,36 +14,42 @@ namespace seqloom::ops::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_TARGET <= HWY_AVX3
-// 2^(i/32), less i << 18: what the integer's low bits, shifted into the mantissa, will add.
-alignas(64) constexpr int32_t kExp2Table[32] = {
-    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
-    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
-    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
-    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+// 2^(i/32)
+alignas(64) constexpr float kExp2Table[32] = {
+    1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f, 1.1637249f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f,  1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
 
 /// The table's entry at the last five bits of each lane. Highway has no look-up in two registers yet.
-HWY_INLINE hn::Vec512<int32_t> LookUpExp2(hn::Vec512<float> index) {
-  return {_mm512_permutex2var_epi32(_mm512_load_si512(kExp2Table), _mm512_castps_si512(index.raw),
-                                    _mm512_load_si512(kExp2Table + 16))};
+HWY_INLINE hn::Vec512<float> LookUpExp2(hn::Vec512<float> index) {
+  return {_mm512_permutex2var_ps(_mm512_load_ps(kExp2Table), _mm512_castps_si512(index.raw),
+                                 _mm512_load_ps(kExp2Table + 16))};
 }
 
-/// 2^(a b) within 2 ulp for |a b| <= 126, for whole vectors. a b = n / 32 + r with |r| <= 1/64; adding 1.5 * 2^18
-/// leaves n in the low bits. Its last five choose 2^(n mod 32 / 32) from two registers, the others go straight into the
-/// exponent; 2^r - 1 is a polynomial (minimax in relative error, 5.3e-08).
+/// A power of two that comes out as 0.
+constexpr float kExp2Zero = -160.0f;
+
+/// 2^(a b) within 2 ulp for |a b| <= 126 and 0 for kExp2Zero, for whole vectors. a b = n / 32 + r with |r| <= 1/64;
+/// adding 1.5 * 2^18 leaves n in the low bits. Its last five choose 2^(n mod 32 / 32) from two registers and the whole
+/// of n / 32 scales it; 2^r - 1 is a polynomial (minimax in relative error, 5.3e-08).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2Product(D d, V a, V b) {
   const V magic = hn::Set(d, 393216.0f);
   const V shifted = hn::MulAdd(a, b, magic);
-  const V r = hn::MulSub(a, b, hn::Sub(shifted, magic));
-  const hn::Rebind<int32_t, D> di;
-  const V power = hn::BitCast(d, hn::Add(LookUpExp2(shifted), hn::ShiftLeft<18>(hn::BitCast(di, shifted))));
+  const V nearest = hn::Sub(shifted, magic);
+  const V r = hn::MulSub(a, b, nearest);
+  const V root = LookUpExp2(shifted);
   const V p = hn::Mul(r, hn::MulAdd(r, hn::Set(d, 0.2402267605f), hn::Set(d, 0.6931573153f)));
-  return hn::MulAdd(power, p, power);
+  return {_mm512_scalef_ps(hn::MulAdd(root, p, root).raw, nearest.raw)};
 }
 #else
-/// 2^(a b) within 4 ulp for |a b| <= 126. a b = n + r with |r| <= 1/2; 2^r is a polynomial that is exactly 1 at 0
-/// (minimax in relative error, found by reweighted least squares: 9.1e-08), and n goes straight into the exponent:
-/// adding 1.5 * 2^23 leaves the rounded integer in the low bits.
+/// A power of two that comes out as 0: r is 0 there, and the exponent's bits become those of 0.
+constexpr float kExp2Zero = -127.0f;
+
+/// 2^(a b) within 4 ulp for |a b| <= 126 and 0 for kExp2Zero. a b = n + r with |r| <= 1/2; 2^r is a polynomial that is
+/// exactly 1 at 0 (minimax in relative error, found by reweighted least squares: 9.1e-08), and n goes straight into the
+/// exponent: adding 1.5 * 2^23 leaves the rounded integer in the low bits.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2Product(D d, V a, V b) {
   const hn::Rebind<int32_t, D> di;
@@ -64,16 +70,21 @@ HWY_INLINE V Exp2Bounded(D d, V x) {
   return Exp2Product(d, x, hn::Set(d, 1.0f));
 }
 
-/// The same for any x: at the low end of the clamp r = 0 and the exponent's bits become those of 0. A NaN is kept as it
-/// is; min and max would swallow it on some targets.
+/// The same for any x. A NaN is kept as it is; min and max would swallow it on some targets.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const V largest = hn::Set(d, 127.99999f);
-  const V bounded = Exp2Bounded(d, hn::Min(hn::Max(x, hn::Set(d, -127.0f)), largest));
+  const V bounded = Exp2Bounded(d, hn::Min(hn::Max(x, hn::Set(d, kExp2Zero)), largest));
   return hn::IfThenElse(hn::Le(x, largest), bounded, hn::Mul(x, hn::Inf(d)));
 }
 
 constexpr float kLog2E = 1.44269504088896341f;
+
+/// e^-x for x >= 0, and anything for NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ExpOfMinus(D d, V x) {
+  return Exp2Bounded(d, hn::Max(hn::Mul(x, hn::Set(d, -kLog2E)), hn::Set(d, kExp2Zero)));
+}
 
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp(D d, V x) {
