@@ -1,6 +1,10 @@
 #include "ops/chunks.h"
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "ops/fused.h"
+#include "ops/precision.h"
 
 namespace seqloom::ops {
 
@@ -17,6 +21,17 @@ void check_recurrence(const char* op, const torch::Tensor& q, const torch::Tenso
   if (!log_decay) return;
   const auto largest = log_decay->detach().max().item<double>();
   if (largest > 0) misuse("{}: log_decay reaches {}, expected log gates <= 0, under which a state fades", op, largest);
+}
+
+bool fusable(const std::vector<torch::Tensor>& tensors) {
+  return fused_enabled() && std::all_of(tensors.begin(), tensors.end(), [](const torch::Tensor& t) {
+           return !t.defined() || (t.is_cpu() && widened(t).scalar_type() == torch::kFloat32);
+         });
+}
+
+torch::Tensor with_rows(const torch::Tensor& x) {
+  const torch::Tensor wide = widened(x);
+  return wide.stride(-1) == 1 ? wide : wide.contiguous();
 }
 
 CumulativeGates cumulative_gates(const torch::Tensor& log_decay, int64_t dim) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "base/torch.h"
 
@@ -12,6 +13,13 @@ namespace seqloom::ops {
 /// show in the results.
 void check_recurrence(const char* op, const torch::Tensor& q, const torch::Tensor& v,
                       const std::optional<torch::Tensor>& log_decay, int64_t chunk);
+
+/// Whether the fused kernels are on and take these tensors: on the CPU, float32 once widened. Undefined ones do not
+/// count.
+bool fusable(const std::vector<torch::Tensor>& tensors);
+
+/// x widened, and as it is where its rows are contiguous, so that heads which share keys need no copies of them.
+torch::Tensor with_rows(const torch::Tensor& x);
 
 /// Log gates summed along one dimension.
 struct CumulativeGates {

@@ -7,7 +7,6 @@
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/cpu/gated_linear_attention.h"
-#include "ops/fused.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -160,22 +159,11 @@ class FusedGla : public torch::autograd::Function<FusedGla> {
   }
 };
 
-/// As it is where its rows are contiguous, so that heads which share keys need no copies of them.
-Tensor with_rows(const Tensor& t) {
-  const Tensor wide = widened(t);
-  return wide.stride(-1) == 1 ? wide : wide.contiguous();
-}
-
 std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
                                  double scale, const Tensor& state) {
-  bool needs_gradient = false;
-  for (const std::optional<Tensor>& t :
-       {std::optional(q), std::optional(k), std::optional(v), g, std::optional(state)}) {
-    needs_gradient = needs_gradient || (t && t->requires_grad());
-  }
   const auto gate = g ? std::make_optional(with_rows(*g)) : std::nullopt;
   const auto out = FusedGla::apply(with_rows(q), with_rows(k), with_rows(v), gate, state.contiguous(), scale,
-                                   needs_gradient && torch::GradMode::is_enabled());
+                                   wants_gradient({q, k, v, g.value_or(Tensor()), state}));
   return {out[0].to(v.scalar_type()), out[1]};
 }
 
@@ -183,12 +171,8 @@ std::tuple<Tensor, Tensor> evaluate(const Tensor& q, const Tensor& k, const Tens
                                     double scale, const std::optional<Tensor>& initial_state, int64_t chunk) {
   const Tensor state = initial_state ? widened(*initial_state)
                                      : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, widened(q).options());
-  bool float32 = q.is_cpu();
-  for (const std::optional<Tensor>& t :
-       {std::optional(q), std::optional(k), std::optional(v), g, std::optional(state)}) {
-    float32 = float32 && (!t || widened(*t).scalar_type() == torch::kFloat32);
-  }
-  return fused_enabled() && float32 ? fused(q, k, v, g, scale, state) : reference(q, k, v, g, scale, state, chunk);
+  return fusable({q, k, v, g.value_or(Tensor()), state}) ? fused(q, k, v, g, scale, state)
+                                                         : reference(q, k, v, g, scale, state, chunk);
 }
 
 }  // namespace

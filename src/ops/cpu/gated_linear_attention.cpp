@@ -1,10 +1,7 @@
 #include "ops/cpu/gated_linear_attention.h"
 
-#include <ATen/Parallel.h>
-
-#include <vector>
-
 #include "ops/cpu/gated_linear_attention_rows.h"
+#include "ops/cpu/heads.h"
 
 namespace seqloom::ops::cpu {
 namespace {
@@ -34,16 +31,6 @@ struct Sizes {
   int64_t state_size() const { return padded_keys * padded_values; }
 };
 
-HeadRows rows_of(const Tensor& t, int64_t b, int64_t h) {
-  if (!t.defined()) return {nullptr, 0};
-  return {t.const_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
-}
-
-HeadResult result_of(const Tensor& t, int64_t b, int64_t h) {
-  if (!t.defined()) return {nullptr, 0};
-  return {t.mutable_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
-}
-
 GlaHead head_of(const GlaInputs& in, const Sizes& s, int64_t b, int64_t h) {
   return {rows_of(in.q, b, h),
           rows_of(in.k, b, h),
@@ -59,23 +46,11 @@ GlaHead head_of(const GlaInputs& in, const Sizes& s, int64_t b, int64_t h) {
 /// Heads that one thread takes through a chunk before the next chunk: their states share the second cache.
 constexpr int64_t kHeadsTogether = 16;
 
-/// Runs work on all heads of all sequences in parallel, on some heads of one sequence at a time; make(b, h) gives where
-/// a head writes.
+/// make(b, h) gives where a head writes.
 template <typename Out, typename Make>
-void for_heads(const GlaInputs& in, const Sizes& s, Make make, void (*work)(const GlaHead*, const Out*, size_t)) {
-  at::parallel_for(0, s.batch * s.heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<GlaHead> heads;
-    std::vector<Out> outs;
-    for (int64_t at = begin; at < end; ++at) {
-      heads.push_back(head_of(in, s, at / s.heads, at % s.heads));
-      outs.push_back(make(at / s.heads, at % s.heads));
-      const bool full = static_cast<int64_t>(heads.size()) == kHeadsTogether || (at + 1) % s.heads == 0;
-      if (!full && at + 1 < end) continue;
-      work(heads.data(), outs.data(), heads.size());
-      heads.clear();
-      outs.clear();
-    }
-  });
+void run_heads(const GlaInputs& in, const Sizes& s, Make make, void (*work)(const GlaHead*, const Out*, size_t)) {
+  const auto head = [&](int64_t b, int64_t h) { return head_of(in, s, b, h); };
+  for_heads<GlaHead, Out>(s.batch, s.heads, kHeadsTogether, head, make, work);
 }
 
 /// [B, H, K, V] -> a copy of its own, K and V padded with zeros.
@@ -107,7 +82,7 @@ GlaOutputs gated_linear_attention_forward(const GlaInputs& in, bool keep_checkpo
                              : nullptr;
     return GlaForward{result_of(out.o, b, h), state.mutable_data_ptr<float>() + at * s.state_size(), checkpoints};
   };
-  for_heads<GlaForward>(in, s, make,
+  run_heads<GlaForward>(in, s, make,
                         s.tokens < kFewTokens && !keep_checkpoints ? gla_recurrent_heads : gla_forward_heads);
   out.state = without_padding(state, s);
   return out;
@@ -128,7 +103,7 @@ GlaGradients gated_linear_attention_backward(const GlaInputs& in, const Tensor& 
                        result_of(g.v, b, h),
                        result_of(g.gate, b, h)};
   };
-  for_heads<GlaBackward>(in, s, make, gla_backward_heads);
+  run_heads<GlaBackward>(in, s, make, gla_backward_heads);
   g.state = without_padding(g.state, s);
   return g;
 }

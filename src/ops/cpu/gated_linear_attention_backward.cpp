@@ -43,17 +43,6 @@ inline ChunkGradients MakeGradients(size_t K, size_t V, Scratch& scratch) {
   return g;
 }
 
-/// to [rows] = sum over columns of a b, [rows, columns].
-inline void RowProducts(const float* a, const float* b, size_t rows, size_t columns, float* to) {
-  for (size_t i = 0; i < rows; ++i) {
-    Wide sum = hn::Zero(kWide);
-    for (size_t at = i * columns; at < (i + 1) * columns; at += kWideLanes) {
-      sum = hn::MulAdd(hn::Load(kWide, a + at), hn::Load(kWide, b + at), sum);
-    }
-    to[i] = hn::GetLane(hn::SumOfLanes(kWide, sum));
-  }
-}
-
 /// Adds to dq and dk what comes through the states before and behind the chunk.
 void GradientsThroughStates(const GlaChunk& c, const ChunkGradients& g, const float* before, const float* d_state) {
   Transpose({before, c.V}, {g.state_turned, c.K}, c.K, c.V);
@@ -69,7 +58,6 @@ void GradientsThroughStates(const GlaChunk& c, const ChunkGradients& g, const fl
 /// behind the chunk sees the gates through the state alone. Nothing passes a gate whose e^g is 0: there the sum begins
 /// anew.
 void StoreGateGradient(const GlaHead& head, const GlaChunk& c, const ChunkGradients& g, size_t first, HeadResult to) {
-  constexpr float kReset = -104;
   float sum = 0;
   for (size_t d = 0; d < head.keys; ++d) sum += g.through_state[d];
   for (size_t i = c.tokens; i-- > 0;) {

@@ -7,10 +7,9 @@
 #define SEQLOOM_GATED_LINEAR_ATTENTION_CHUNK_INL
 #endif
 
+#include "ops/cpu/chunk_rows-inl.h"
 #include "ops/cpu/gated_linear_attention_rows.h"
 #include "ops/cpu/scratch.h"
-#include "ops/cpu/tile_gemm-inl.h"
-#include "ops/cpu/vector_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace seqloom::ops::cpu::HWY_NAMESPACE {
@@ -27,8 +26,8 @@ constexpr size_t kNearRows = 16;
 constexpr float kMild = -60.0f;
 
 /// A chunk of one head, padded by zeros: zero keys, values and log gates change nothing.
-struct GlaChunk {
-  size_t K, V, rows, tokens;
+struct GlaChunk : ChunkRows {
+  size_t K, V;
   float *q, *k, *v;            // [rows, K], [rows, K], [rows, V]; q times scale
   float* gates;                // [rows, K], or [rows] with one gate a token
   float *from_start, *to_end;  // e^G and e^{G_C - G} [rows, K]
@@ -58,67 +57,17 @@ inline GlaChunk MakeChunk(size_t keys, size_t values, Scratch& scratch) {
   return c;
 }
 
-/// Tokens [first, first + c.tokens) of a head's rows, times `factor`; zeros to the right of `width` and below.
-inline void LoadRows(const GlaChunk& c, HeadRows from, size_t first, size_t width, size_t columns, float factor,
-                     float* to) {
-  const Wide scale = hn::Set(kWide, factor);
-  for (size_t t = 0; t < c.rows; ++t) {
-    for (size_t d = 0; d < columns; d += kWideLanes) {
-      const bool inside = t < c.tokens && d < width;
-      const Wide x = inside ? LoadFirst(kWide, from.from + (first + t) * from.row + d, width - d) : hn::Zero(kWide);
-      hn::Store(hn::Mul(x, scale), kWide, to + t * columns + d);
-    }
-  }
-}
-
-inline void StoreRows(const GlaChunk& c, const float* from, size_t columns, size_t first, size_t width, float factor,
-                      HeadResult to) {
-  const Wide scale = hn::Set(kWide, factor);
-  for (size_t t = 0; t < c.tokens; ++t) {
-    for (size_t d = 0; d < width; d += kWideLanes) {
-      const Wide x = hn::Mul(hn::Load(kWide, from + t * columns + d), scale);
-      StoreFirst(kWide, x, to.to + (first + t) * to.row + d, width - d);
-    }
-  }
-}
-
-/// to = a b, `rows` rows of K.
-HWY_INLINE void Multiply(const float* a, const float* b, size_t size, float* to) {
-  for (size_t i = 0; i < size; i += kWideLanes) {
-    hn::Store(hn::Mul(hn::Load(kWide, a + i), hn::Load(kWide, b + i)), kWide, to + i);
-  }
-}
-
-/// to += a b.
-HWY_INLINE void MultiplyAdd(const float* a, const float* b, size_t size, float* to) {
-  for (size_t i = 0; i < size; i += kWideLanes) {
-    const Wide sum = hn::MulAdd(hn::Load(kWide, a + i), hn::Load(kWide, b + i), hn::Load(kWide, to + i));
-    hn::Store(sum, kWide, to + i);
-  }
-}
-
-/// One gate a token: the ratios row by row, each the row before with its gate added, and the factors of both ends.
+/// One gate a token: the ratios and the factors of both ends.
 inline void HeadGateFactors(const GlaChunk& c, bool gated) {
-  HWY_ALIGN float exponent[kGlaChunk] = {};
-  float from_start = 0;
-  for (size_t i = 0; i < c.rows; ++i) {
-    const float gate = gated ? c.gates[i] : 0;
-    from_start += gate;
-    float* ratio = c.ratio + i * c.rows;
-    for (size_t j = 0; j <= i; j += kWideLanes) {
-      const auto before = hn::FirstN(kWide, std::min(i - j, kWideLanes));
-      const Wide old = hn::Load(kWide, exponent + j),
-                 e = hn::IfThenElse(before, hn::Add(old, hn::Set(kWide, gate)), old);
-      hn::Store(e, kWide, exponent + j);
-      hn::Store(Exp(kWide, e), kWide, ratio + j);
-    }
-    std::fill(ratio + i + 1, ratio + c.rows, 0.0f);
-    const Wide factor = Exp(kWide, hn::Set(kWide, from_start));
-    for (size_t d = 0; d < c.K; d += kWideLanes) hn::Store(factor, kWide, c.from_start + i * c.K + d);
-  }
+  HWY_ALIGN float from_start[kGlaChunk];
+  GateRatios<kGlaChunk>(gated ? c.gates : nullptr, c.rows, c.ratio, from_start);
   const float* last = c.ratio + (c.rows - 1) * c.rows;
   for (size_t i = 0; i < c.rows; ++i) {
-    for (size_t d = 0; d < c.K; d += kWideLanes) hn::Store(hn::Set(kWide, last[i]), kWide, c.to_end + i * c.K + d);
+    const Wide start = hn::Set(kWide, from_start[i]), end = hn::Set(kWide, last[i]);
+    for (size_t at = i * c.K; at < (i + 1) * c.K; at += kWideLanes) {
+      hn::Store(start, kWide, c.from_start + at);
+      hn::Store(end, kWide, c.to_end + at);
+    }
   }
 }
 
@@ -241,10 +190,6 @@ inline void PairScores(const GlaChunk& c, size_t begin, size_t size, const Score
   }
 }
 
-inline void ClearAbove(float* square, size_t row, size_t size) {
-  for (size_t i = 0; i < size; ++i) std::fill(square + i * row + i + 1, square + i * row + size, 0.0f);
-}
-
 /// Scores of the block [begin, begin + size), whose local sums are known, with all rows up to its end.
 inline void BlockScores(const GlaChunk& c, size_t begin, size_t size, bool mild, const ScoreGradients* r) {
   float* scores = c.scores + begin * c.rows;
@@ -302,7 +247,7 @@ inline void LoadChunk(const GlaHead& head, size_t first, GlaChunk& c) {
   if (head.gate_a_channel) {
     LoadRows(c, head.gate, first, head.keys, c.K, 1, c.gates);
   } else {
-    for (size_t t = 0; t < c.rows; ++t) c.gates[t] = t < c.tokens ? head.gate.from[(first + t) * head.gate.row] : 0;
+    LoadNumbers(c, head.gate, first, c.gates);
   }
 }
 

@@ -2,20 +2,12 @@
 
 #include <cstddef>
 
+#include "ops/cpu/head_rows.h"
+
 namespace seqloom::ops::cpu {
 
 /// Tokens of a chunk: inside it the recurrence is products of small matrices, across chunks a state is handed on.
 constexpr size_t kGlaChunk = 64;
-
-/// Rows of one head of one sequence: token t is at from + t * row.
-struct HeadRows {
-  const float* from;
-  size_t row;
-};
-struct HeadResult {
-  float* to;
-  size_t row;
-};
 
 /// One head of one sequence.
 struct GlaHead {

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <vector>
+
+#include "base/torch.h"
+#include "ops/cpu/head_rows.h"
+
+namespace seqloom::ops::cpu {
+
+/// The rows of head h of sequence b in t [B, T, H, ...]; none of an undefined tensor.
+inline HeadRows rows_of(const torch::Tensor& t, int64_t b, int64_t h) {
+  if (!t.defined()) return {nullptr, 0};
+  return {t.const_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
+}
+
+inline HeadResult result_of(const torch::Tensor& t, int64_t b, int64_t h) {
+  if (!t.defined()) return {nullptr, 0};
+  return {t.mutable_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
+}
+
+/// Runs work on all heads of all sequences in parallel, up to `together` heads of one sequence at a time, which one
+/// thread takes through a chunk before the next chunk. head(b, h) says what a head reads, out(b, h) where it writes.
+template <typename Head, typename Out, typename MakeHead, typename MakeOut>
+void for_heads(int64_t batch, int64_t heads, int64_t together, MakeHead head, MakeOut out,
+               void (*work)(const Head*, const Out*, size_t)) {
+  at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Head> group;
+    std::vector<Out> outs;
+    for (int64_t at = begin; at < end; ++at) {
+      group.push_back(head(at / heads, at % heads));
+      outs.push_back(out(at / heads, at % heads));
+      const bool full = static_cast<int64_t>(group.size()) == together || (at + 1) % heads == 0;
+      if (!full && at + 1 < end) continue;
+      work(group.data(), outs.data(), group.size());
+      group.clear();
+      outs.clear();
+    }
+  });
+}
+
+}  // namespace seqloom::ops::cpu
