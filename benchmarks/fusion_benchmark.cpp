@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "ops/affine_scan.h"
+#include "ops/delta_rule.h"
 #include "ops/fused.h"
 #include "ops/prefix_softmax_scan.h"
 #include "ops/rms_norm.h"
@@ -85,6 +86,16 @@ void prefix_softmax(benchmark::State& state, int64_t heads, int64_t width) {
 }
 BENCHMARK_CAPTURE(prefix_softmax, narrow, 16, 32)->Apply(arguments);
 BENCHMARK_CAPTURE(prefix_softmax, wide, 4, 128)->Apply(arguments);
+
+/// B = 1, T = 1024; the widths are those of deltanet and gated_deltanet by default at D = 256.
+void delta_rule(benchmark::State& state, int64_t heads, int64_t keys, int64_t values) {
+  const auto rows = [=](int64_t width) { return torch::randn({1, 1024, heads, width}); };
+  const Tensor beta = torch::rand({1, 1024, heads}), gate = -torch::rand({1, 1024, heads});
+  run(state, [](const auto& in) { return std::get<0>(ops::delta_rule(in[0], in[1], in[2], in[3], in[4], 0.125, {})); },
+      {rows(keys), ops::l2_norm(rows(keys), 1e-6), rows(values), beta, gate});
+}
+BENCHMARK_CAPTURE(delta_rule, narrow, 4, 64, 64)->Apply(arguments);
+BENCHMARK_CAPTURE(delta_rule, wide, 6, 256, 512)->Apply(arguments);
 
 void rotary(benchmark::State& state, bool interleaved) {
   const Tensor angles = torch::arange(512, torch::kFloat64).unsqueeze(-1) * torch::rand({32}, torch::kFloat64);

@@ -5,12 +5,16 @@
 
 #include "base/error.h"
 #include "ops/chunks.h"
+#include "ops/cpu/delta_rule.h"
 #include "ops/precision.h"
+#include "ops/reference_gradient.h"
 
 namespace seqloom::ops {
 namespace {
 
 using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta, const std::optional<Tensor>& g,
                   const std::optional<Tensor>& state, int64_t chunk) {
@@ -91,6 +95,50 @@ std::tuple<Tensor, Tensor> in_chunks(const Tensor& q, const Tensor& k, const Ten
   return {from_chunks(torch::stack(outputs, 2), tokens).to(v.scalar_type()), S};
 }
 
+std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                     const std::optional<Tensor>& g, double scale, const Tensor& state, int64_t chunk) {
+  return q.size(1) == 1 ? one_token(q, k, v, beta, g, scale, state) : in_chunks(q, k, v, beta, g, scale, state, chunk);
+}
+
+/// The fused kernel with its gradient, all float32; q, k and v with a contiguous last dimension.
+class FusedDelta : public torch::autograd::Function<FusedDelta> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& beta, const std::optional<Tensor>& gate, const Tensor& state, double scale,
+                               bool needs_gradient) {
+    const cpu::DeltaInputs in{q, k, v, beta, gate.value_or(Tensor()), state, scale};
+    const cpu::DeltaOutputs out = cpu::delta_rule_forward(in, needs_gradient);
+    if (needs_gradient) {
+      context->save_for_backward({in.q, in.k, in.v, in.beta, in.gate, in.state, out.states, out.errors});
+      context->saved_data["scale"] = scale;
+    }
+    return {out.o, out.state};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto s = context->get_saved_variables();
+    const double scale = context->saved_data["scale"].toDouble();
+    if (torch::GradMode::is_enabled()) {
+      const auto gate = s[4].defined() ? std::make_optional<Tensor>(s[4]) : std::nullopt;
+      const auto [o, state] = reference(s[0], s[1], s[2], s[3], gate, scale, s[5], /*chunk=*/64);
+      variable_list all = reference_gradients({o, state}, variable_list(s.begin(), s.begin() + 6), gradients);
+      all.resize(8);
+      return all;
+    }
+    const cpu::DeltaInputs in{s[0], s[1], s[2], s[3], s[4], s[5], scale};
+    const auto g = cpu::delta_rule_backward(in, s[6], s[7], gradients[0].contiguous(), gradients[1].contiguous());
+    return {g.q, g.k, g.v, g.beta, g.gate, g.state, Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                 const std::optional<Tensor>& g, double scale, const Tensor& state) {
+  const auto gate = g ? std::make_optional(widened(*g)) : std::nullopt;
+  const auto out = FusedDelta::apply(with_rows(q), with_rows(k), with_rows(v), widened(beta), gate, state.contiguous(),
+                                     scale, wants_gradient({q, k, v, beta, g.value_or(Tensor()), state}));
+  return {out[0].to(v.scalar_type()), out[1]};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> delta_rule(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
@@ -99,8 +147,9 @@ std::tuple<Tensor, Tensor> delta_rule(const Tensor& q, const Tensor& k, const Te
   check_shapes(q, k, v, beta, log_decay, initial_state, chunk);
   const Tensor state = initial_state ? widened(*initial_state)
                                      : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, widened(q).options());
-  return q.size(1) == 1 ? one_token(q, k, v, beta, log_decay, scale, state)
-                        : in_chunks(q, k, v, beta, log_decay, scale, state, chunk);
+  return fusable({q, k, v, beta, log_decay.value_or(Tensor()), state})
+             ? fused(q, k, v, beta, log_decay, scale, state)
+             : reference(q, k, v, beta, log_decay, scale, state, chunk);
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
