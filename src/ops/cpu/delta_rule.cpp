@@ -52,15 +52,15 @@ DeltaOutputs delta_rule_forward(const DeltaInputs& in, bool keep_for_backward) {
   const Sizes s(in);
   DeltaOutputs out;
   out.o = torch::empty({s.batch, s.tokens, s.heads, s.values}, in.v.options());
+  out.state = torch::empty(in.state.sizes(), in.state.options());
   if (s.tokens < kFewTokens && !keep_for_backward) {
-    out.state = in.state.clone();
     const auto make = [&](int64_t b, int64_t h) {
-      return DeltaForward{result_of(out.o, b, h), nullptr, head_in(out.state, b, h), nullptr, nullptr, 0, 0};
+      return DeltaForward{
+          result_of(out.o, b, h), head_in(in.state, b, h), head_in(out.state, b, h), nullptr, nullptr, 0, 0};
     };
     for_heads<DeltaHead, DeltaForward>(s.batch, s.heads, s.together(), head_maker(in, s), make, delta_recurrent_heads);
     return out;
   }
-  out.state = torch::empty(in.state.sizes(), in.state.options());
   out.states = torch::empty({s.batch, s.heads, keep_for_backward ? s.chunks + 1 : 1, s.state}, in.state.options());
   out.errors = torch::empty({s.batch, s.heads, keep_for_backward ? s.chunks : 1, s.errors}, in.state.options());
   const auto make = [&](int64_t b, int64_t h) {

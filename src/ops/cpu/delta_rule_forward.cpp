@@ -89,12 +89,16 @@ HWY_INLINE void RecurrentColumns(const DeltaHead& head, const DeltaForward& out,
   const Wide factor = hn::Set(kWide, decay), beta = hn::Set(kWide, head.beta.from[t * head.beta.row]);
   const auto at = [&](size_t j) { return column + j * kWideLanes; };
   const auto place = [&](size_t d, size_t j) { return out.last + d * head.values + at(j); };
+  const float* before = t == 0 ? out.initial : out.last;
+  const auto old = [&](size_t d, size_t j) {
+    return LoadFirst(kWide, before + d * head.values + at(j), head.values - at(j));
+  };
   Wide stored[kVectors], written[kVectors], o[kVectors];
   for (size_t j = 0; j < kVectors; ++j) stored[j] = o[j] = hn::Zero(kWide);
   for (size_t d = 0; d < head.keys; ++d) {
     const Wide key = hn::Set(kWide, k[d]);
     for (size_t j = 0; j < kVectors; ++j) {
-      stored[j] = hn::MulAdd(key, LoadFirst(kWide, place(d, j), head.values - at(j)), stored[j]);
+      stored[j] = hn::MulAdd(key, old(d, j), stored[j]);
     }
   }
   for (size_t j = 0; j < kVectors; ++j) {
@@ -103,8 +107,7 @@ HWY_INLINE void RecurrentColumns(const DeltaHead& head, const DeltaForward& out,
   for (size_t d = 0; d < head.keys; ++d) {
     const Wide key = hn::Set(kWide, k[d]), query = hn::Set(kWide, head.scale * q[d]);
     for (size_t j = 0; j < kVectors; ++j) {
-      const Wide old = LoadFirst(kWide, place(d, j), head.values - at(j));
-      const Wide s = hn::MulAdd(key, written[j], hn::Mul(factor, old));
+      const Wide s = hn::MulAdd(key, written[j], hn::Mul(factor, old(d, j)));
       StoreFirst(kWide, s, place(d, j), head.values - at(j));
       o[j] = hn::MulAdd(query, s, o[j]);
     }

@@ -55,7 +55,7 @@ struct DeltaBackward {
 /// then read whole.
 void delta_forward_heads(const DeltaHead* heads, const DeltaForward* outs, size_t count);
 void delta_backward_heads(const DeltaHead* heads, const DeltaBackward* outs, size_t count);
-/// The recurrence as it is defined, for few tokens, in place in `last`.
+/// The recurrence as it is defined, for few tokens; needs neither states nor errors.
 void delta_recurrent_heads(const DeltaHead* heads, const DeltaForward* outs, size_t count);
 
 }  // namespace seqloom::ops::cpu
