@@ -18,40 +18,33 @@ namespace seqloom::ops::cpu::HWY_NAMESPACE {
 // and keys and queries get what comes through N, A, S and S'. Keys as readers (through e^G k S and N's rows) are kept
 // apart from keys as writers, for the gates' sake.
 
-/// Gradients of a chunk and room for what they are made from; turned ones are columns of tokens.
+/// Gradients of a chunk and room for what they are made from.
 struct DeltaChunkGradients {
-  float* both_turned;    // of k as a reader and of q, through S [K, 2 rows]
-  float* writer_turned;  // of k as a writer, through S' [K, rows]
-  float *both, *writer;  // all of them [2 rows, key_row], [rows, key_row]
+  float *both, *writer;  // of k as a reader, below it of q [2 rows, key_row]; of k as a writer [rows, key_row]
   float* scores;         // of N, below it of A [2 rows, rows]
   float* diagonal;       // of A's diagonal [rows]
   float* beta;           // [rows]
   float through_state;   // S' . dS'
-  // of a panel: -dv, below it do; these turned; D; D turned; z
-  float *reads, *reads_turned, *written, *written_turned, *z;
-  float* numbers;  // [2 rows]
+  // of a panel: -dv, below it do [2 rows, width]; D; D turned [width, rows]; z; a state turned [width, key_row]
+  float *reads, *written, *written_turned, *z, *state_turned;
+  float *minus_beta, *products;  // [rows]
 };
 
 inline size_t GradientFloats(size_t K) {
-  return K * (kBothRow + kTokenRow) + 3 * kDeltaChunk * OddRow(K) + kDeltaChunk * (2 * kDeltaChunk + 4) +
-         kDeltaPanel * (4 * kDeltaChunk + kBothRow + kTokenRow);
+  return kDeltaChunk * (3 * OddRow(K) + 2 * kDeltaChunk + 4) + kDeltaPanel * (4 * kDeltaChunk + kTokenRow + OddRow(K));
 }
 
 inline DeltaChunkGradients MakeGradients(const DeltaChunk& c, Scratch& scratch) {
   DeltaChunkGradients g{};
-  g.both_turned = scratch.take(c.K * kBothRow);
-  g.writer_turned = scratch.take(c.K * kTokenRow);
   g.both = scratch.take(2 * kDeltaChunk * c.key_row);
   g.writer = scratch.take(kDeltaChunk * c.key_row);
   g.scores = scratch.take(2 * kDeltaChunk * kDeltaChunk);
   g.reads = scratch.take(2 * kDeltaChunk * kDeltaPanel);
-  g.reads_turned = scratch.take(kDeltaPanel * kBothRow);
   g.written = scratch.take(kDeltaChunk * kDeltaPanel);
   g.written_turned = scratch.take(kDeltaPanel * kTokenRow);
   g.z = scratch.take(kDeltaChunk * kDeltaPanel);
-  g.diagonal = scratch.take(kDeltaChunk);
-  g.beta = scratch.take(kDeltaChunk);
-  g.numbers = scratch.take(2 * kDeltaChunk);
+  g.state_turned = scratch.take(kDeltaPanel * c.key_row);
+  for (float** numbers : {&g.diagonal, &g.beta, &g.minus_beta, &g.products}) *numbers = scratch.take(kDeltaChunk);
   return g;
 }
 
@@ -67,7 +60,7 @@ void ThroughErrors(const DeltaHead& head, const DeltaChunk& c, const PanelStates
                    const DeltaBackward& out, const DeltaChunkGradients& g) {
   const auto [column, width] = s.panel;
   const size_t left = head.values - column;
-  float *dv = g.reads, *d_o = g.reads + c.rows * width;
+  float *minus_dv = g.reads, *d_o = g.reads + c.rows * width;
   LoadRows(c, {out.d_o.from + column, out.d_o.row}, first, left, width, 1, d_o);
   ScaleRows(s.errors, c.beta, c.rows, width, g.written);
 
@@ -76,12 +69,10 @@ void ThroughErrors(const DeltaHead& head, const DeltaChunk& c, const PanelStates
   Gemm<Store::kAdd, Shape::kUpperLeft>({c.query_scores, 1, c.rows}, {d_o, width}, {g.z, width}, c.rows, width, c.rows);
   SolveUnitTriangular<Triangle::kUpper>({c.key_scores, 1, c.rows}, {g.z, width}, c.rows, width);
 
-  RowProducts(g.z, s.errors, c.rows, width, g.numbers);
-  for (size_t i = 0; i < c.rows; ++i) g.beta[i] += g.numbers[i];
-  ScaleRows(g.z, c.beta, c.rows, width, dv);
-  StoreRows(c, dv, width, first, std::min(width, left), 1, {out.dv.to + column, out.dv.row});
-  for (size_t i = 0; i < c.rows; ++i) g.numbers[i] = -c.beta[i];
-  ScaleRows(g.z, g.numbers, c.rows, width, dv);
+  RowProducts(g.z, s.errors, c.rows, width, g.products);
+  for (size_t i = 0; i < c.rows; ++i) g.beta[i] += g.products[i];
+  ScaleRows(g.z, g.minus_beta, c.rows, width, minus_dv);
+  StoreRows(c, minus_dv, width, first, std::min(width, left), -1, {out.dv.to + column, out.dv.row});
 }
 
 /// What D, do and dv say about scores, states, keys and queries.
@@ -95,14 +86,12 @@ void ThroughStates(const DeltaChunk& c, const PanelStates& s, bool gated, DeltaC
   for (const size_t row : {size_t{0}, c.rows}) {
     ScaleRows(g.reads + row * width, c.from_start, c.rows, width, g.reads + row * width);
   }
-  Transpose({g.reads, width}, {g.reads_turned, kBothRow}, 2 * c.rows, width);
-  Gemm<Store::kAdd>({s.before, width, 1}, {g.reads_turned, kBothRow}, {g.both_turned, kBothRow}, c.K, 2 * c.rows,
-                    width);
-  for (size_t d = 0; d < width; ++d) {
-    Multiply(g.written_turned + d * kTokenRow, c.to_end, c.rows, g.written_turned + d * kTokenRow);
-  }
-  Gemm<Store::kAdd>({s.d_state, width, 1}, {g.written_turned, kTokenRow}, {g.writer_turned, kTokenRow}, c.K, c.rows,
-                    width);
+  ScaleRows(g.written, c.to_end, c.rows, width, g.written);
+  const Result turned{g.state_turned, c.key_row};
+  Transpose({s.before, width}, turned, c.K, width);
+  Gemm<Store::kAdd>({g.reads, width, 1}, {turned.to, turned.row}, {g.both, c.key_row}, 2 * c.rows, c.K, width);
+  Transpose({s.d_state, width}, turned, c.K, width);
+  Gemm<Store::kAdd>({g.written, width, 1}, {turned.to, turned.row}, {g.writer, c.key_row}, c.rows, c.K, width);
 
   Wide sum = hn::Zero(kWide);
   const Wide total = hn::Set(kWide, c.total());
@@ -117,8 +106,6 @@ void ThroughStates(const DeltaChunk& c, const PanelStates& s, bool gated, DeltaC
 
 /// Keys and queries through their scores, but for A's diagonal.
 void ThroughScores(const DeltaChunk& c, const DeltaChunkGradients& g) {
-  Transpose({g.both_turned, kBothRow}, {g.both, c.key_row}, c.K, 2 * c.rows);
-  Transpose({g.writer_turned, kTokenRow}, {g.writer, c.key_row}, c.K, c.rows);
   for (const size_t row : {size_t{0}, c.rows}) {
     float* scores = g.scores + row * c.rows;
     ClearAbove(scores, c.rows, c.rows);
@@ -170,8 +157,9 @@ void BackwardChunk(const DeltaHead& head, const DeltaBackward& out, size_t first
                    DeltaChunkGradients& g) {
   PrepareDeltaChunk(head, first, c);
   ScaleRows(c.key_scores, c.beta, c.rows, c.rows, c.key_scores);
-  std::fill_n(g.both_turned, c.K * kBothRow, 0.0f);
-  std::fill_n(g.writer_turned, c.K * kTokenRow, 0.0f);
+  for (size_t i = 0; i < c.rows; ++i) g.minus_beta[i] = -c.beta[i];
+  std::fill_n(g.both, 2 * c.rows * c.key_row, 0.0f);
+  std::fill_n(g.writer, c.rows * c.key_row, 0.0f);
   std::fill_n(g.scores, 2 * c.rows * c.rows, 0.0f);
   std::fill_n(g.beta, c.rows, 0.0f);
   g.through_state = 0;

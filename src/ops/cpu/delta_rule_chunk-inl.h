@@ -26,7 +26,7 @@ namespace seqloom::ops::cpu::HWY_NAMESPACE {
 constexpr size_t OddRow(size_t padded_size) {
   return padded_size | kPad;
 }
-constexpr size_t kTokenRow = OddRow(kDeltaChunk), kBothRow = OddRow(2 * kDeltaChunk);
+constexpr size_t kTokenRow = OddRow(kDeltaChunk);
 
 /// A chunk of one head, padded by zeros: zero keys, queries, values, betas and gates change nothing.
 struct DeltaChunk : ChunkRows {

@@ -12,10 +12,11 @@
 HWY_BEFORE_NAMESPACE();
 namespace seqloom::ops::cpu::HWY_NAMESPACE {
 
-/// Panels of a chunk that the forward pass works in.
+/// What the forward pass works in.
 struct ForwardRoom {
-  float* reads;    // k S, below it q S [2 rows, width]
-  float* written;  // [rows, width]
+  float* reads;    // of a panel: k S, below it q S [2 rows, width]
+  float* written;  // of a panel: what is left at the chunk's end of what is written [rows, width]
+  float* write;    // beta e^{G_C - G} [rows]
 };
 
 /// errors [rows, width], which hold v, less e^G k S; the outputs' part e^G q S, in place.
@@ -44,8 +45,7 @@ void ForwardPanel(const DeltaHead& head, const DeltaChunk& c, DeltaPanel p, size
                                        c.rows);
   StoreRows(c, outputs, width, first, std::min(width, left), 1, {o.to + p.column, o.row});
 
-  ScaleRows(errors, c.beta, c.rows, width, room.written);
-  ScaleRows(room.written, c.to_end, c.rows, width, room.written);
+  ScaleRows(errors, room.write, c.rows, width, room.written);
   const Wide total = hn::Set(kWide, c.total());
   for (size_t at = 0; at < c.K * width; at += kWideLanes) {
     hn::Store(hn::Mul(total, hn::Load(kWide, before + at)), kWide, after + at);
@@ -59,6 +59,7 @@ void ForwardChunk(const DeltaHead& head, const DeltaForward& out, size_t first, 
   for (size_t i = 0; i < 2 * c.rows; ++i) {
     Multiply(c.key_scores + i * c.rows, c.beta, c.rows, c.key_scores + i * c.rows);
   }
+  Multiply(c.beta, c.to_end, c.rows, room.write);
   const size_t chunk = first / kDeltaChunk;
   float *before = out.states + chunk * out.state_step, *after = out.states + (chunk + 1) * out.state_step;
   float* errors = out.errors + chunk * out.error_step;
@@ -69,9 +70,10 @@ void ForwardChunk(const DeltaHead& head, const DeltaForward& out, size_t first, 
 }
 
 void ForwardHeads(const DeltaHead* heads, const DeltaForward* outs, size_t count) {
-  Scratch scratch(DeltaChunkFloats(padded(heads->keys)) + 3 * kDeltaChunk * kDeltaPanel);
+  Scratch scratch(DeltaChunkFloats(padded(heads->keys)) + (3 * kDeltaPanel + 1) * kDeltaChunk);
   DeltaChunk c = MakeDeltaChunk(*heads, scratch);
-  const ForwardRoom room{scratch.take(2 * kDeltaChunk * kDeltaPanel), scratch.take(kDeltaChunk * kDeltaPanel)};
+  const ForwardRoom room{scratch.take(2 * kDeltaChunk * kDeltaPanel), scratch.take(kDeltaChunk * kDeltaPanel),
+                         scratch.take(kDeltaChunk)};
   for (size_t h = 0; h < count; ++h) LoadState(heads[h], outs[h].initial, outs[h].states);
   for (size_t first = 0; first < heads->tokens; first += kDeltaChunk) {
     for (size_t h = 0; h < count; ++h) ForwardChunk(heads[h], outs[h], first, c, room);
