@@ -38,7 +38,9 @@ GatedDeltaNet::Projected GatedDeltaNet::project(const Tensor& x, Memory& memory,
   };  // the convolution has its own
   const auto key_heads = [&](torch::nn::Linear& projection, const char* name) {
     const Tensor y = split_heads(activated(convolved(projection(x), name, memory, columns)), options_.heads);
-    return ops::l2_norm(y, options_.l2_eps).repeat_interleave(value_heads_ / options_.heads, 2);
+    const Tensor unit = ops::l2_norm(y, options_.l2_eps);
+    const int64_t readers = value_heads_ / options_.heads;
+    return readers == 1 ? unit : unit.repeat_interleave(readers, 2);  // one repetition would be a copy
   };
   Projected p;
   p.q = key_heads(q_proj_, "q");
