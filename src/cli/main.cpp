@@ -1,4 +1,7 @@
 #include <fmt/format.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -23,10 +26,22 @@ int report(const std::string& message, int status) {
   return status;
 }
 
-int run(int argc, char** argv) {
-  // Large tensors on huge pages: activations come fresh from the system at every step, and a page fault for each 4 KiB
-  // of them costs more than some kernels do. Read by torch at its first allocation; a user's own setting wins.
+/// Large tensors come and go at every step, and the kernel's clearing of fresh pages may take as long as the
+/// arithmetic.
+void reuse_memory() {
+  // huge pages: a page fault for each 4 KiB costs more than some kernels do. Read by torch at its first allocation; a
+  // user's own setting wins.
   setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0);
+#ifdef __GLIBC__
+  // what is freed is kept for the next step, up to this much at the heap's end
+  constexpr int kKept = 1 << 30;
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, kKept);
+#endif
+}
+
+int run(int argc, char** argv) {
+  reuse_memory();
   CLI::App app(
       "Trains, compares and streams sequence models.\n\n"
       "  seqloom train recipes/scripture.toml                 train what a recipe describes\n"
