@@ -88,7 +88,7 @@ void DeepMemoryOptions::describe(Fields& f) {
   f.add("feature_map", feature_map, "polynomial features of q and k: of each channel, or all monomials")
       .one_of({"none", "elementwise", "full"});
   f.add("poly_degree", poly_degree, "their degree").at_least(1);
-  f.add("ns_steps", ns_steps, "muon: Newton-Schulz steps").at_least(0);
+  f.add("ns_steps", ns_steps, "muon: Newton-Schulz steps").at_least(0).at_most(12);
   f.add("max_lr", max_lr, "largest step; above 0.1 with unit keys a deep memory may diverge").greater_than(0);
   f.add("conv_kernel", conv_kernel, "short convolution of q, k and v; 0: none").at_least(0);
   f.add("qkv_activation", qkv_activation, "after it").one_of({"none", "silu"});

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "ops/chunks.h"
-#include "ops/newton_schulz.h"
+#include "ops/orthogonal_momenta.h"
 #include "ops/recompute.h"
 
 namespace seqloom::ops {
@@ -111,27 +111,23 @@ Tensor advance_unformed(const DeepMemoryRule& rule, const Chunk& c, DeepMemorySt
   return y;
 }
 
-/// kMuon: S and M of every token, [B, H, n, out, in].
+/// kMuon: the same with orthogonalised momenta in place of the g_i.
 Tensor advance_muon(const DeepMemoryRule& rule, const Chunk& c, DeepMemoryState& state) {
   const Gradients g = token_gradients(rule, c, state.chunk_start);
-  const int64_t tokens = c.q.size(-2);
-  const auto each = [](const Tensor& factors, const Tensor& weights) {
-    return factors.unsqueeze(-1).unsqueeze(-1) * weights.unsqueeze(2);
-  };
-  std::vector<Tensor> memories;
+  std::vector<OrthogonalMomenta> steps;
   for (size_t l = 0; l < state.memory.size(); ++l) {
-    const Tensor pushes = (c.pushed.unsqueeze(-2) * g.errors[l].transpose(-1, -2).unsqueeze(2)).flatten(2, 3);
-    const Tensor sums = torch::matmul(pushes, g.inputs[l]).unflatten(2, {tokens, -1});
-    const Tensor momenta = each(c.carried, state.momentum[l]) + sums;
-    const Tensor steps = newton_schulz(momenta, rule.ns_steps);
-    const Tensor moved = torch::matmul(c.stepped, steps.flatten(-2)).view_as(steps);
-    memories.push_back(each(c.kept, state.memory[l]) + moved);
-    state.momentum[l] = momenta.select(2, tokens - 1).clone();  // not views that keep those of all tokens
-    state.memory[l] = memories[l].select(2, tokens - 1).clone();
+    steps.emplace_back(state.momentum[l], g.errors[l], g.inputs[l], c.carried, c.pushed, rule.ns_steps);
   }
-  return through_network(static_cast<int64_t>(memories.size()), c.q, rule.residual, [&](size_t l, const Tensor& h) {
-    return torch::matmul(memories[l], h.unsqueeze(-1)).squeeze(-1);
-  });
+  const auto read = [&](size_t l, const Tensor& h) {
+    return c.kept.unsqueeze(-1) * torch::matmul(h, state.memory[l].transpose(-1, -2)) + steps[l].read(c.stepped, h);
+  };
+  const Tensor y = through_network(static_cast<int64_t>(state.memory.size()), c.q, rule.residual, read);
+  const Tensor last = c.stepped.select(-2, c.stepped.size(-2) - 1);
+  for (size_t l = 0; l < state.memory.size(); ++l) {
+    state.memory[l] = last_of(c.kept) * state.memory[l] + steps[l].sum(last);
+    state.momentum[l] = last_of(c.carried) * state.momentum[l] + summed(c.pushed, g, l);
+  }
+  return y;
 }
 
 /// advance_muon without keeping what it formed.

@@ -51,8 +51,9 @@ struct DeepMemoryTokens {
 ///
 /// A loop over chunks. In a chunk all gradients are one pass of the network forwards and backwards, in closed form; the
 /// scans over a_t and mu_t are triangular matrices, so that kDescent and kMomentum read and write without ever forming
-/// a G_t. kMuon forms S_t of every token of one chunk, and once more in the backward pass.
-/// `after_each_chunk`, where given, collects the states.
+/// a G_t. kMuon needs of every token matrices of a layer's narrower side [.., s, s] (ops/orthogonal_momenta.h), those
+/// of one chunk at a time, and forms them once more in the backward pass. `after_each_chunk`, where given, collects the
+/// states.
 torch::Tensor deep_memory(const DeepMemoryRule& rule, const DeepMemoryTokens& tokens, int64_t phase,
                           DeepMemoryState& state, std::vector<DeepMemoryState>* after_each_chunk = nullptr);
 

@@ -7,10 +7,131 @@
 
 #include "base/error.h"
 #include "ops/precision.h"
+#include "ops/reference_gradient.h"
 
 namespace seqloom::ops {
+namespace {
 
 using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Quintic = std::array<double, 3>;
+
+/// Rounding of A grows twelvefold in a step where A is small, by 1e12 in these.
+constexpr int64_t kMaxSteps = 12;
+
+/// q(A) [N, m, m], a polynomial of symmetric A, with newton_schulz(X) = q(X X^T) X where |X|_F = 1. One step
+///   P = a I + B,  B = b A + c A^2,  Q <- P Q,  A <- P A P
+/// has no product wider than m.
+Tensor polynomial(Tensor A, int64_t steps, const Quintic& quintic) {
+  const auto [a, b, c] = quintic;
+  Tensor Q = torch::eye(A.size(1), A.options().requires_grad(false)).expand_as(A);
+  for (int64_t step = 0; step < steps; ++step) {
+    const Tensor B = torch::baddbmm(A, A, A, b, c);
+    Q = step == 0 ? a * Q + B : torch::baddbmm(Q, B, Q, a, 1);
+    if (step + 1 == steps) break;
+    const Tensor R = torch::baddbmm(A, B, A, a, 1);
+    A = torch::baddbmm(R, R, B, a, 1);
+  }
+  return Q;
+}
+
+Tensor with_transpose(const Tensor& x) {
+  return x + x.transpose(1, 2);
+}
+
+struct WithSlope {
+  Tensor value, slope;
+};
+
+/// q(A) and its derivative in the symmetric direction E. The derivative of a polynomial at a symmetric matrix is a
+/// symmetric map, so that this is also what a gradient E of q(A) becomes as a gradient of A: nothing is kept.
+WithSlope polynomial_with_slope(Tensor A, Tensor E, int64_t steps, const Quintic& quintic) {
+  const auto [a, b, c] = quintic;
+  Tensor Q = torch::eye(A.size(1), A.options()).expand_as(A), dQ = torch::zeros_like(A);
+  for (int64_t step = 0; step < steps; ++step) {
+    const Tensor B = torch::baddbmm(A, A, A, b, c);
+    const Tensor dB = with_transpose(torch::baddbmm(E, A, E, b / 2, c));
+    dQ = step == 0 ? dB : torch::baddbmm(dQ, B, dQ, a, 1).baddbmm_(dB, Q);
+    Q = step == 0 ? a * Q + B : torch::baddbmm(Q, B, Q, a, 1);
+    if (step + 1 == steps) break;
+    const Tensor R = torch::baddbmm(A, B, A, a, 1), U = torch::baddbmm(E, B, E, a, 1);
+    E = with_transpose(torch::baddbmm(U, dB, R, a / 2, 1).baddbmm_(U, B, 1, 0.5));
+    A = torch::baddbmm(R, R, B, a, 1);
+  }
+  return {Q, dQ};
+}
+
+/// Runs work(begin, size) over N matrices m x m, as many at once as fit the second cache with what a step needs.
+template <typename Work>
+void in_blocks(int64_t N, int64_t m, const Work& work) {
+  const int64_t size = std::max<int64_t>(1, (16 << 10) / (m * m)) * at::get_num_threads();
+  for (int64_t begin = 0; begin < N; begin += size) work(begin, std::min(size, N - begin));
+}
+
+struct Scaled {
+  Tensor gram, norm, divisor;  // gram / divisor^2; |X|_F and |X|_F + eps [N, 1, 1]
+};
+
+Scaled scaled(const Tensor& gram, double eps) {
+  const Tensor trace = gram.diagonal(0, 1, 2).sum(-1).view({-1, 1, 1});
+  const Tensor positive = trace.gt(0);
+  const Tensor norm = torch::where(positive, trace, 1).sqrt() * positive;  // the slope at 0 is 0
+  const Tensor divisor = norm + eps;
+  return {gram / divisor.square(), norm, divisor};
+}
+
+class Factor : public torch::autograd::Function<Factor> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& gram, int64_t steps, const std::vector<double>& quintic,
+                        double eps) {
+    context->save_for_backward({gram});
+    context->saved_data["steps"] = steps;
+    context->saved_data["quintic"] = quintic;
+    context->saved_data["eps"] = eps;
+    Tensor factor = torch::empty_like(gram);
+    in_blocks(gram.size(0), gram.size(1), [&](int64_t begin, int64_t size) {
+      const Scaled s = scaled(gram.narrow(0, begin, size), eps);
+      Tensor slot = factor.narrow(0, begin, size);
+      torch::div_out(slot, polynomial(s.gram, steps, as_array(quintic)), s.divisor);
+    });
+    return factor;
+  }
+
+  /// With F = q(A) / d, A = gram / d^2, d = |X|_F + eps and J the slope of q in direction G:
+  ///   J / d^3 - I (2 <J, A> + <G, q(A)>) / (2 |X|_F d^2)
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const Tensor gram = context->get_saved_variables()[0];
+    const int64_t steps = context->saved_data["steps"].toInt();
+    const Quintic quintic = as_array(context->saved_data["quintic"].toDoubleVector());
+    const double eps = context->saved_data["eps"].toDouble();
+    variable_list result(4);
+    if (torch::GradMode::is_enabled()) {
+      const Scaled s = scaled(gram, eps);
+      const Tensor factor = polynomial(s.gram, steps, quintic) / s.divisor;
+      result[0] = reference_gradients({factor}, {gram}, gradients)[0];
+      return result;
+    }
+    Tensor out = torch::empty_like(gram);
+    in_blocks(gram.size(0), gram.size(1), [&](int64_t begin, int64_t size) {
+      const Tensor G = with_transpose(gradients[0].narrow(0, begin, size)) / 2;
+      const Scaled s = scaled(gram.narrow(0, begin, size), eps);
+      const auto [Q, J] = polynomial_with_slope(s.gram, G, steps, quintic);
+      const Tensor along = (2 * J * s.gram + G * Q).sum({1, 2}, true);
+      const Tensor drift = torch::where(s.norm.gt(0), along / (2 * s.norm * s.divisor.square()), 0);
+      Tensor slot = out.narrow(0, begin, size);
+      torch::div_out(slot, J, s.divisor.pow(3));
+      slot.diagonal(0, 1, 2).sub_(drift.squeeze(-1));
+    });
+    result[0] = out;
+    return result;
+  }
+
+ private:
+  static Quintic as_array(const std::vector<double>& quintic) { return {quintic[0], quintic[1], quintic[2]}; }
+};
+
+}  // namespace
 
 Tensor newton_schulz(const Tensor& x, int64_t steps, const std::array<double, 3>& quintic, double eps) {
   if (x.dim() < 2) misuse("newton_schulz: x is {}, expected matrices [..., m, n]", fmt::streamed(x.sizes()));
@@ -28,11 +149,31 @@ Tensor newton_schulz(const Tensor& x, int64_t steps, const std::array<double, 3>
   return (tall ? X.transpose(1, 2) : X).reshape(x.sizes()).to(x.scalar_type());
 }
 
+Tensor newton_schulz_factor(const Tensor& gram, int64_t steps, const std::array<double, 3>& quintic, double eps) {
+  if (gram.dim() < 2 || gram.size(-1) != gram.size(-2)) {
+    misuse("newton_schulz_factor: gram is {}, expected X X^T [..., m, m]", fmt::streamed(gram.sizes()));
+  }
+  if (steps < 0 || steps > kMaxSteps) {
+    misuse("newton_schulz_factor: steps = {}, expected 0 .. {}; newton_schulz takes any number", steps, kMaxSteps);
+  }
+  if (gram.numel() == 0) return gram;
+  const int64_t m = gram.size(-1);
+  const Tensor factor = Factor::apply(gram.to(torch::kFloat64).reshape({-1, m, m}).contiguous(), steps,
+                                      std::vector<double>(quintic.begin(), quintic.end()), eps);
+  return factor.view(gram.sizes()).to(gram.scalar_type());
+}
+
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def("newton_schulz(Tensor x, int steps=5, float[3] quintic=[3.4445, -4.775, 2.0315], float eps=1e-07) -> Tensor",
         [](const Tensor& x, int64_t steps, const std::vector<double>& quintic, double eps) {
           return newton_schulz(x, steps, {quintic[0], quintic[1], quintic[2]}, eps);
         });
+  m.def(
+      "newton_schulz_factor(Tensor gram, int steps=5, float[3] quintic=[3.4445, -4.775, 2.0315], float eps=1e-07) "
+      "-> Tensor",
+      [](const Tensor& gram, int64_t steps, const std::vector<double>& quintic, double eps) {
+        return newton_schulz_factor(gram, steps, {quintic[0], quintic[1], quintic[2]}, eps);
+      });
 }
 
 }  // namespace seqloom::ops
