@@ -3,20 +3,59 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/precision.h"
 
 namespace seqloom {
 namespace {
 
+using torch::Tensor;
+
 /// A finite logarithm of a gate, e^x of which is 0 for a gate of 0.
 double log_of(double gate) {
   return std::log(std::max(gate, 1e-300));
 }
 
+/// What reads the rows [B S, ...] of one chunk after the other, for each of S segments.
+std::vector<RunningReads> rows_by_segment(const RunningReads& chunks, int64_t B, int64_t S) {
+  std::vector<RunningReads> result(static_cast<size_t>(S), RunningReads(chunks.size()));
+  const auto deal = [&](const Tensor& rows, const auto& slot) {
+    const auto pieces = rows.unflatten(0, {B, S}).unbind(1);
+    for (size_t i = 0; i < pieces.size(); ++i) slot(i) = pieces[i];
+  };
+  for (size_t p = 0; p < chunks.size(); ++p) {
+    for (const auto part : {&ops::ChunkReads::kept, &ops::ChunkReads::drift, &ops::ChunkReads::written}) {
+      deal(chunks[p].*part, [&](size_t i) -> Tensor& { return result[i][p].*part; });
+    }
+    for (const auto part :
+         {&ops::ChunkReads::memory, &ops::ChunkReads::momentum, &ops::ChunkReads::inputs, &ops::ChunkReads::errors}) {
+      for (const Tensor& rows : chunks[p].*part) {
+        deal(rows, [&](size_t i) -> Tensor& { return (result[i][p].*part).emplace_back(); });
+      }
+    }
+  }
+  return result;
+}
+
+/// W_l h of the running weights, h [B, H, n, in].
+Tensor own_product(const RunningReads& chunks, size_t l, const Tensor& h) {
+  std::vector<Tensor> products;
+  int64_t begin = 0;
+  for (const auto& chunk : chunks) {
+    const int64_t n = chunk.kept.size(-1);
+    products.push_back(chunk.product(l, h.narrow(2, begin, n)));
+    begin += n;
+  }
+  return torch::cat(products, 2);
+}
+
 }  // namespace
 
-using torch::Tensor;
+Tensor CacheableMemory::recall_mixed(const Tensor&, const std::vector<Tensor>&, const Tensor&, const RunningReads&,
+                                     const Tensor&) const {
+  fail("memory_caching: weights are mixed where the read is not linear in them");
+}
 
 LinearCell::LinearCell(int64_t heads, int64_t width, double retain, double beta, double lam)
     : heads_(heads), width_(width), retain_(retain), beta_(beta), lam_(lam) {}
@@ -34,7 +73,7 @@ Tensor LinearCell::powers(const Tensor& exponents, const torch::TensorOptions& o
       .to(options.dtype());
 }
 
-SegmentReads LinearCell::read(const Segments& s, const MemoryState& start, bool continued, bool) const {
+SegmentReads LinearCell::read(const Segments& s, const MemoryState& start, bool continued) const {
   const auto options = s.q.options().requires_grad(false);
   const Tensor place = s.real.cumsum(-1).unsqueeze(1);                // [B, 1, S, c], 1 for the first token
   const Tensor total = place.select(-1, place.size(-1) - 1);          // [B, 1, S]
@@ -88,17 +127,7 @@ Tensor LinearCell::recall(const Tensor& q, const std::vector<Tensor>& caches, co
   return torch::matmul(queries, stacked);
 }
 
-Tensor LinearCell::recall_mixed(const Tensor& q, const std::vector<Tensor>& caches, const Tensor& gates,
-                                const std::vector<Tensor>& own, const Tensor& own_gate) const {
-  const Tensor read = torch::matmul(own[0], q.unsqueeze(-1)).squeeze(-1);
-  return own_gate.unsqueeze(-1) * read + recall(q, caches, gates);
-}
-
-DeepCell::DeepCell(std::vector<Tensor> initial, bool hebbian, bool residual, double retain, double momentum, double lr)
-    : initial_(std::move(initial)), retain_(retain), momentum_(momentum), lr_(lr) {
-  rule_.hebbian = hebbian;
-  rule_.residual = residual;
-}
+DeepCell::DeepCell(std::vector<Tensor> initial, const Rule& rule) : initial_(std::move(initial)), rule_(rule) {}
 
 MemoryState DeepCell::initial(int64_t batch, const torch::TensorOptions& options) const {
   MemoryState state;
@@ -106,56 +135,103 @@ MemoryState DeepCell::initial(int64_t batch, const torch::TensorOptions& options
     state.weights.push_back(weights.to(options.dtype()).unsqueeze(0).repeat({batch, 1, 1, 1}));
     state.extra.push_back(torch::zeros_like(state.weights.back()));
   }
+  if (rule_.chunk > 1) state.extra.insert(state.extra.end(), state.weights.begin(), state.weights.end());
   return state;
 }
 
-SegmentReads DeepCell::read(const Segments& s, const MemoryState& start, bool continued, bool per_token) const {
-  const int64_t B = s.batch(), S = s.count(), c = s.q.size(3);
-  // Segments that begin anew are rows of their own; those that continue are one run.
-  const int64_t rows = continued ? B : B * S, tokens = continued ? S * c : c;
-  const auto as_rows = [&](const Tensor& x) {  // [B, H, S, c, d]
-    return continued ? x.flatten(2, 3) : x.transpose(1, 2).flatten(0, 1);
-  };
-  const auto as_segments = [&](const Tensor& x) {  // [rows, H, tokens, ...]
-    return continued ? x.unflatten(2, {S, c}) : x.unflatten(0, {B, S}).transpose(1, 2);
-  };
-  ops::DeepMemoryTokens t;
-  t.q = as_rows(s.q);
-  t.k = as_rows(s.k);
-  t.v = as_rows(s.v);
-  if (!s.dense) t.real = s.real.reshape({rows, tokens});
-  t.omega = torch::ones({rows, s.heads(), tokens}, s.q.options().requires_grad(false));
-  t.log_retain = torch::full_like(t.omega, log_of(retain_));
-  t.log_momentum = torch::full_like(t.omega, log_of(momentum_));
-  t.lr = torch::full_like(t.omega, lr_);
+SegmentReads DeepCell::read(const Segments& s, const MemoryState& start, bool continued) const {
+  if (s.count() == 1) return read_one(s, start);
+  return continued ? read_in_turn(s, start) : read_at_once(s, start);
+}
 
-  const MemoryState fresh = initial(B, s.q.options().requires_grad(false));
-  const auto starts = [&](const Tensor& first, const Tensor& other) {
-    if (continued || S == 1) return first;
-    return torch::cat({first.unsqueeze(1), other.unsqueeze(1).expand({-1, S - 1, -1, -1, -1})}, 1).flatten(0, 1);
-  };
-  ops::DeepMemoryState state;
-  for (size_t l = 0; l < initial_.size(); ++l) {
-    state.memory.push_back(starts(start.weights[l], fresh.weights[l]));
-    state.momentum.push_back(starts(start.extra[l], fresh.extra[l]));
-  }
-  state.chunk_start = state.memory;
-  std::vector<ops::DeepMemoryState> after;
+SegmentReads DeepCell::read_one(const Segments& s, const MemoryState& start) const {
+  ops::DeepMemoryRule rule;
+  rule.hebbian = rule_.hebbian;
+  rule.residual = rule_.residual;
+  rule.chunk = rule_.chunk;
+  ops::DeepMemoryTokens t;
+  t.q = s.q.squeeze(2);
+  t.k = s.k.squeeze(2);
+  t.v = s.v.squeeze(2);
+  if (!s.dense) t.real = s.real.squeeze(1);
+  t.omega = torch::ones(t.q.sizes().slice(0, 3), t.q.options().requires_grad(false));
+  t.log_retain = torch::full_like(t.omega, log_of(rule_.retain));
+  t.log_momentum = torch::full_like(t.omega, log_of(rule_.momentum));
+  t.lr = torch::full_like(t.omega, rule_.lr);
+
+  const auto layers = static_cast<std::ptrdiff_t>(initial_.size());
+  const auto extra = start.extra.begin();
+  ops::DeepMemoryState state{start.weights, {extra, extra + layers}, {extra + layers, start.extra.end()}};
+  if (rule_.chunk == 1) state.chunk_start = state.memory;
   SegmentReads result;
-  result.online = as_segments(ops::deep_memory(rule_, t, 0, state, &after));
-  const auto over_time = [&](std::vector<Tensor> ops::DeepMemoryState::*part, size_t l, int64_t stride) {
-    std::vector<Tensor> chosen;
-    for (int64_t i = stride - 1; i < tokens; i += stride) chosen.push_back((after[static_cast<size_t>(i)].*part)[l]);
-    return torch::stack(chosen, 2);
+  result.running.emplace_back();
+  result.online = ops::deep_memory(rule, t, s.phase % rule.chunk, state, &result.running[0]).unsqueeze(2);
+  const auto put = [](const std::vector<Tensor>& weights, std::vector<Tensor>& where) {
+    for (const Tensor& w : weights) where.push_back(w.unsqueeze(2));
   };
-  const auto at_ends = [&](const Tensor& x) {  // [rows, H, 1 or S, ...]
-    return continued ? x : x.squeeze(2).unflatten(0, {B, S}).transpose(1, 2);
-  };
-  for (size_t l = 0; l < initial_.size(); ++l) {
-    result.ends.weights.push_back(at_ends(over_time(&ops::DeepMemoryState::memory, l, c)));
-    result.ends.extra.push_back(at_ends(over_time(&ops::DeepMemoryState::momentum, l, c)));
-    if (per_token) result.per_token.push_back(as_segments(over_time(&ops::DeepMemoryState::memory, l, 1)));
+  put(state.memory, result.ends.weights);
+  put(state.momentum, result.ends.extra);
+  if (rule_.chunk > 1) put(state.chunk_start, result.ends.extra);
+  return result;
+}
+
+/// Each segment from where the one before it ended.
+SegmentReads DeepCell::read_in_turn(const Segments& s, const MemoryState& start) const {
+  SegmentReads result;
+  MemoryState now = start;
+  std::vector<Tensor> online;
+  std::vector<MemoryState> ends;
+  const auto q = s.q.split(1, 2), k = s.k.split(1, 2), v = s.v.split(1, 2), real = s.real.split(1, 1);
+  for (size_t i = 0; i < q.size(); ++i) {
+    SegmentReads one = read_one({q[i], k[i], v[i], real[i], s.dense, i == 0 ? s.phase : 0}, now);
+    online.push_back(one.online);
+    result.running.push_back(std::move(one.running[0]));
+    ends.push_back(std::move(one.ends));
+    now = ends.back();
+    for (auto* part : {&now.weights, &now.extra}) {
+      for (Tensor& t : *part) t = t.squeeze(2);
+    }
   }
+  result.online = torch::cat(online, 2);
+  const auto joined = [&](std::vector<Tensor> MemoryState::*part) {
+    std::vector<Tensor> all;
+    for (size_t l = 0; l < (now.*part).size(); ++l) {
+      std::vector<Tensor> pieces;
+      for (const MemoryState& end : ends) pieces.push_back((end.*part)[l]);
+      all.push_back(torch::cat(pieces, 2));
+    }
+    return all;
+  };
+  result.ends = {joined(&MemoryState::weights), joined(&MemoryState::extra)};
+  return result;
+}
+
+/// Segments that begin anew, as rows of one.
+SegmentReads DeepCell::read_at_once(const Segments& s, const MemoryState& start) const {
+  const int64_t B = s.batch(), S = s.count();
+  const auto as_rows = [](const Tensor& x) { return x.transpose(1, 2).flatten(0, 1); };  // of [B, H, S, ...]
+  const auto as_segments = [&](const Tensor& x) { return x.unflatten(0, {B, S}).transpose(1, 2); };  // of [B S, H, ...]
+  const MemoryState fresh = initial(B, s.q.options().requires_grad(false));
+  const auto starts = [&](const std::vector<Tensor>& first, const std::vector<Tensor>& others) {
+    std::vector<Tensor> all;
+    for (size_t l = 0; l < first.size(); ++l) {
+      const Tensor later = others[l].unsqueeze(1).expand({-1, S - 1, -1, -1, -1});
+      all.push_back(torch::cat({first[l].unsqueeze(1), later}, 1).flatten(0, 1));
+    }
+    return all;
+  };
+  SegmentReads one = read_one({as_rows(s.q).unsqueeze(2), as_rows(s.k).unsqueeze(2), as_rows(s.v).unsqueeze(2),
+                               s.real.flatten(0, 1).unsqueeze(1), s.dense, s.phase},
+                              {starts(start.weights, fresh.weights), starts(start.extra, fresh.extra)});
+  SegmentReads result;
+  result.online = as_segments(one.online.squeeze(2));
+  const auto ends = [&](const std::vector<Tensor>& rows) {
+    std::vector<Tensor> all;
+    for (const Tensor& t : rows) all.push_back(as_segments(t.squeeze(2)));
+    return all;
+  };
+  result.ends = {ends(one.ends.weights), ends(one.ends.extra)};
+  result.running = rows_by_segment(one.running[0], B, S);
   return result;
 }
 
@@ -168,12 +244,12 @@ Tensor DeepCell::recall(const Tensor& q, const std::vector<Tensor>& caches, cons
 }
 
 Tensor DeepCell::recall_mixed(const Tensor& q, const std::vector<Tensor>& caches, const Tensor& gates,
-                              const std::vector<Tensor>& own, const Tensor& own_gate) const {
+                              const RunningReads& own, const Tensor& own_gate) const {
   // a layer is linear in its weights, so that they need not be mixed for every token
   const auto product = [&](size_t l, const Tensor& h) {
     const Tensor cached = torch::matmul(h.unsqueeze(2), caches[l].transpose(-1, -2));
     const Tensor mixed = (cached * gates.transpose(-1, -2).unsqueeze(-1)).sum(2);
-    return mixed + own_gate.unsqueeze(-1) * torch::matmul(own[l], h.unsqueeze(-1)).squeeze(-1);
+    return mixed + own_gate.unsqueeze(-1) * own_product(own, l, h);
   };
   return ops::through_network(static_cast<int64_t>(caches.size()), q, rule_.residual, product);
 }

@@ -54,11 +54,14 @@ void MemoryCachingOptions::describe(Fields& f) {
   f.add("memory_hidden", memory_hidden, "dla, titans: its hidden width; none: 4 dim_head").at_least(1);
   f.add("residual", residual, "dla, titans: the memory answers M(z) + z");
   f.add("momentum", momentum, "dla, titans: what a step leaves of the momentum").at_least(0).at_most(1);
-  f.add("lr", lr, "dla, titans: step size").greater_than(0);
+  f.add("lr", lr, "dla, titans: step size; lr / (1 - momentum) above 0.1 may diverge").greater_than(0);
+  f.add("chunk", chunk, "dla, titans: gradients are taken at the weights before a token's chunk; 1: token by token")
+      .at_least(1);
 }
 
 Config MemoryCaching::from_case(Config config, const std::map<std::string, std::vector<int64_t>>&) {
   config.erase("dim");
+  if (!config.contains("chunk")) config["chunk"] = 1;  // the paper's rule, which cases follow
   return config;
 }
 
@@ -77,7 +80,8 @@ MemoryCaching::MemoryCaching(int64_t width, const Options& o)
   }
   const auto initial = register_memory_network(*this, o.heads, head_width_, o.memory_hidden.value_or(4 * head_width_),
                                                head_width_, o.memory_depth);
-  cell_ = std::make_unique<DeepCell>(initial, o.memory == "dla", o.residual, o.retain, o.momentum, o.lr);
+  cell_ = std::make_unique<DeepCell>(
+      initial, DeepCell::Rule{o.memory == "dla", o.residual, o.retain, o.momentum, o.lr, o.chunk});
 }
 
 Memory MemoryCaching::empty_memory(int64_t batch) const {
@@ -139,12 +143,12 @@ void MemoryCaching::drop_unused(Entries& entries, int64_t running) const {
   entries.count = entries.count.narrow(1, first, size);
 }
 
-Segments MemoryCaching::project(const Tensor& x, const Tensor& real, int64_t segments) {
+Segments MemoryCaching::project(const Tensor& x, const Tensor& real, int64_t segments, int64_t phase) {
   const auto heads = [&](torch::nn::Linear& projection) {
     return ops::widened(split_heads(projection(x), options_.heads)).transpose(1, 2).unflatten(2, {segments, -1});
   };
   const auto normalized = [&](const Tensor& t) { return options_.qk_norm == "l2" ? ops::l2_norm(t, kL2Eps) : t; };
-  Segments s{normalized(heads(q_proj_)), normalized(heads(k_proj_)), heads(v_proj_), {}, !real.defined()};
+  Segments s{normalized(heads(q_proj_)), normalized(heads(k_proj_)), heads(v_proj_), {}, !real.defined(), phase};
   const Tensor all = real.defined() ? real : torch::ones({x.size(0), x.size(1)}, x.options().dtype(torch::kBool));
   s.real = all.unflatten(1, {segments, -1});
   return s;
@@ -206,11 +210,10 @@ void MemoryCaching::move_on(const Segments& s, const SegmentReads& reads, const 
       torch::where(active, p.tokens.select(-1, -1).gather(1, newest.unsqueeze(1)).squeeze(1), running.count);
 }
 
-Tensor MemoryCaching::read_segments(const Tensor& x, const Tensor& real, int64_t segments, const Running& start,
-                                    Entries& entries, Running& running) {
-  const Segments s = project(x, real, segments);
-  const bool soup = options_.aggregate == "soup" && !cell_->linear();
-  const SegmentReads reads = cell_->read(s, start.state, !options_.restarts(), soup);
+Tensor MemoryCaching::read_segments(const Tensor& x, const Tensor& real, int64_t segments, int64_t phase,
+                                    const Running& start, Entries& entries, Running& running) {
+  const Segments s = project(x, real, segments, phase);
+  const SegmentReads reads = cell_->read(s, start.state, !options_.restarts());
   const Pools p = pools(s, start);
   add_entries(reads, p, entries);
   move_on(s, reads, p, running);
@@ -226,17 +229,17 @@ Tensor MemoryCaching::mix_reads(const Segments& s, const SegmentReads& reads, co
     const Tensor y = (own.unsqueeze(-1) * reads.online).flatten(2, 3);
     return y + cell_->recall(s.q.flatten(2, 3), entries.weights, cached.flatten(2, 3));
   }
+  const bool soup = options_.aggregate == "soup";
   // deep memories are costly to read: each segment reads only what lies before it
   std::vector<Tensor> outputs;
   const auto q = s.q.unbind(2), gates = cached.unbind(2), own_gates = own.unbind(2), online = reads.online.unbind(2);
   for (size_t i = 0; i < q.size(); ++i) {
     const int64_t visible = before + static_cast<int64_t>(i);
-    std::vector<Tensor> caches, running;
+    std::vector<Tensor> caches;
     for (const Tensor& w : entries.weights) caches.push_back(w.narrow(2, 0, visible));
-    for (const Tensor& w : reads.per_token) running.push_back(w.select(2, static_cast<int64_t>(i)));
     const Tensor g = gates[i].narrow(-1, 0, visible);
-    outputs.push_back(running.empty() ? own_gates[i].unsqueeze(-1) * online[i] + cell_->recall(q[i], caches, g)
-                                      : cell_->recall_mixed(q[i], caches, g, running, own_gates[i]));
+    outputs.push_back(soup ? cell_->recall_mixed(q[i], caches, g, reads.running[i], own_gates[i])
+                           : own_gates[i].unsqueeze(-1) * online[i] + cell_->recall(q[i], caches, g));
   }
   return torch::cat(outputs, 2);
 }
@@ -263,13 +266,14 @@ Tensor MemoryCaching::read(const Tensor& x, Memory& memory, Pass& pass) {
   std::vector<Tensor> outputs;
   int64_t begin = 0;
   for (size_t i = 0; i < sizes.size();) {
-    size_t segments = 1;  // neighbours of one length are read together
-    while (i + segments < sizes.size() && sizes[i + segments] == sizes[i]) ++segments;
+    const int64_t phase = i == 0 ? columns.phase() : 0;
+    size_t segments = 1;  // neighbours of one length are read together, but for the rest of a segment
+    while (phase == 0 && i + segments < sizes.size() && sizes[i + segments] == sizes[i]) ++segments;
     const int64_t length = static_cast<int64_t>(segments) * sizes[i];
     const Tensor real = columns.real().defined() ? columns.real().narrow(1, begin, length) : Tensor();
     const Running start = i == 0 ? running : begun(running);
-    outputs.push_back(
-        read_segments(real_x.narrow(1, begin, length), real, static_cast<int64_t>(segments), start, entries, running));
+    outputs.push_back(read_segments(real_x.narrow(1, begin, length), real, static_cast<int64_t>(segments), phase, start,
+                                    entries, running));
     begin += length;
     i += segments;
   }

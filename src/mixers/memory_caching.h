@@ -14,10 +14,10 @@ namespace seqloom {
 struct MemoryCachingOptions : CachingOptions {
   Config of = Config::object();
   std::string memory = "linear", qk_norm = "l2";
-  int64_t heads = 4, memory_depth = 2;
+  int64_t heads = 4, memory_depth = 2, chunk = 16;
   std::optional<int64_t> dim_head, memory_hidden;
   bool residual = false;
-  double retain = 1, beta = 0, lam = 1, momentum = 0.9, lr = 0.1;
+  double retain = 1, beta = 0, lam = 1, momentum = 0.9, lr = 0.01;
 
   void describe(Fields& f);
 };
@@ -46,9 +46,12 @@ class MemoryCaching final : public CausalMixer {
       "heads = 3\nmemory = 'swla'\nbeta = 0.3\nlam = 0.7\nretain = 0.8\nsegment = 3\naggregate = 'ssc'\ntop_k = 2",
       "heads = 2\nmemory = 'swla'\nbeta = 0.3\nsegment = 7\nsegment_init = 'checkpoint'\ncontext = 'sum_key'\n"
       "temperature = 4",
-      "heads = 2\nmemory = 'dla'\nsegment = 6\naggregate = 'soup'\nmomentum = 0.5\nmemory_hidden = 9\nlr = 0.05",
+      "heads = 2\nmemory = 'dla'\nsegment = 6\naggregate = 'soup'\nmomentum = 0.5\nmemory_hidden = 9\nlr = 0.05\n"
+      "chunk = 1",
+      "heads = 2\nmemory = 'titans'\nsegment = 7\naggregate = 'soup'\nmomentum = 0.5\nmemory_hidden = 9\nlr = 0.05\n"
+      "chunk = 3",
       "heads = 2\nmemory = 'titans'\nsegment = 8\nsegment_init = 'checkpoint'\nresidual = true\nretain = 0.95\n"
-      "momentum = 0.6\nlr = 0.05",
+      "momentum = 0.6\nlr = 0.05\nchunk = 4",
       "heads = 2\nmemory = 'titans'\ndim_head = 5\nsegment = 4\naggregate = 'ssc'\nmax_caches = 3\nmomentum = 0\n"
       "lr = 0.05",
       "of = { kind = 'gla', heads = 2, use_short_conv = false }\nsegment = 8",
@@ -99,10 +102,11 @@ class MemoryCaching final : public CausalMixer {
   Entries closed_entries(const Memory& memory, const Tensor& phase, Running& running) const;
   void drop_unused(Entries& entries, int64_t running) const;
   Running begun(const Running& running) const;
-  /// Reads x [B, S c, D] as S segments of c columns, the first from `start`. Rows that have read something move on.
-  Tensor read_segments(const Tensor& x, const Tensor& real, int64_t segments, const Running& start, Entries& entries,
-                       Running& running);
-  Segments project(const Tensor& x, const Tensor& real, int64_t segments);
+  /// Reads x [B, S c, D] as S segments of c columns, the first, `phase` tokens old, from `start`. Rows that have read
+  /// something move on.
+  Tensor read_segments(const Tensor& x, const Tensor& real, int64_t segments, int64_t phase, const Running& start,
+                       Entries& entries, Running& running);
+  Segments project(const Tensor& x, const Tensor& real, int64_t segments, int64_t phase);
   Pools pools(const Segments& s, const Running& start) const;
   void add_entries(const SegmentReads& reads, const Pools& p, Entries& entries) const;
   Tensor gates(const Tensor& x, const Pools& p, const Entries& entries);

@@ -90,15 +90,11 @@ Tensor summed(const Tensor& coefficients, const Gradients& g, size_t layer) {
 }
 
 /// kDescent and kMomentum: a read M_t h is two reads of the chunk's first weights and linear attention over the g_i.
-Tensor advance_unformed(const DeepMemoryRule& rule, const Chunk& c, DeepMemoryState& state) {
+Tensor advance_unformed(const DeepMemoryRule& rule, const Chunk& c, DeepMemoryState& state,
+                        std::vector<ChunkReads>* all_reads) {
   const Gradients g = token_gradients(rule, c, state.chunk_start);
-  const auto read = [&](size_t l, const Tensor& h) {
-    Tensor z = c.kept.unsqueeze(-1) * torch::matmul(h, state.memory[l].transpose(-1, -2));
-    if (rule.has_momentum()) {
-      z = z + c.drift.unsqueeze(-1) * torch::matmul(h, state.momentum[l].transpose(-1, -2));
-    }
-    return z + torch::matmul(c.written * torch::matmul(h, g.inputs[l].transpose(-1, -2)), g.errors[l]);
-  };
+  const ChunkReads reads{c.kept, c.drift, c.written, state.memory, state.momentum, g.inputs, g.errors};
+  const auto read = [&](size_t l, const Tensor& h) { return reads.product(l, h); };
   const Tensor y = through_network(static_cast<int64_t>(state.memory.size()), c.q, rule.residual, read);
   for (size_t l = 0; l < state.memory.size(); ++l) {
     Tensor memory = last_of(c.kept) * state.memory[l] + summed(c.written, g, l);
@@ -108,6 +104,7 @@ Tensor advance_unformed(const DeepMemoryRule& rule, const Chunk& c, DeepMemorySt
     }
     state.memory[l] = memory;
   }
+  if (all_reads != nullptr) all_reads->push_back(reads);
   return y;
 }
 
@@ -259,8 +256,14 @@ Tensor through_network(int64_t layers, const Tensor& z, bool residual,
   return residual ? h + z : h;
 }
 
+Tensor ChunkReads::product(size_t l, const Tensor& h) const {
+  Tensor z = kept.unsqueeze(-1) * torch::matmul(h, memory[l].transpose(-1, -2));
+  if (!momentum.empty()) z = z + drift.unsqueeze(-1) * torch::matmul(h, momentum[l].transpose(-1, -2));
+  return z + torch::matmul(written * torch::matmul(h, inputs[l].transpose(-1, -2)), errors[l]);
+}
+
 Tensor deep_memory(const DeepMemoryRule& rule, const DeepMemoryTokens& tokens, int64_t phase, DeepMemoryState& state,
-                   std::vector<DeepMemoryState>* after_each_chunk) {
+                   std::vector<ChunkReads>* reads) {
   const int64_t count = tokens.q.size(2), head = std::min(count, (rule.chunk - phase) % rule.chunk);
   const int64_t whole = (count - head) / rule.chunk, tail = (count - head) % rule.chunk;
   struct Span {
@@ -274,8 +277,7 @@ Tensor deep_memory(const DeepMemoryRule& rule, const DeepMemoryTokens& tokens, i
     for (const Chunk& chunk : cut(rule, tokens, begin, chunks, n)) {
       if (first >= head) begin_chunk(tokens.real, first, state);
       outputs.push_back(rule.optimizer == Optimizer::kMuon ? advance_muon_recomputed(rule, chunk, state)
-                                                           : advance_unformed(rule, chunk, state));
-      if (after_each_chunk != nullptr) after_each_chunk->push_back(state);
+                                                           : advance_unformed(rule, chunk, state, reads));
       first += n;
     }
   }

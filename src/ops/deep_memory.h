@@ -40,6 +40,17 @@ struct DeepMemoryTokens {
   torch::Tensor real;          // [B, T] bool, false where there is no token; undefined: all are
 };
 
+/// Reads the running weights of a chunk's tokens, without ever forming them (kDescent, kMomentum):
+///   M_t h = kept_t M_0 h + drift_t S_0 h + sum_i written_ti (h . input_i) error_i
+struct ChunkReads {
+  torch::Tensor kept, drift, written;           // [B, H, n]; kMomentum [B, H, n]; [B, H, n, m]
+  std::vector<torch::Tensor> memory, momentum;  // M_0 and, with kMomentum, S_0 [B, H, out, in]
+  std::vector<torch::Tensor> inputs, errors;    // of the tokens' gradients, [B, H, m, in], [B, H, m, out]
+
+  /// W_l h of the weights after each token: h [B, H, n, in] -> [B, H, n, out].
+  torch::Tensor product(size_t l, const torch::Tensor& h) const;
+};
+
 /// A memory that is a network, M(z) = W_L gelu(.. gelu(W_1 z)) (+ z), trained by gradient descent while it reads:
 /// Titans (Behrouz et al. 2024, arXiv 2501.00663) and ATLAS (2025, arXiv 2505.23735). With G_t the gradient, at the
 /// weights before t's chunk, of sum_{t-c < i <= t} omega_i loss(M(k_i), v_i):
@@ -52,10 +63,10 @@ struct DeepMemoryTokens {
 /// A loop over chunks. In a chunk all gradients are one pass of the network forwards and backwards, in closed form; the
 /// scans over a_t and mu_t are triangular matrices, so that kDescent and kMomentum read and write without ever forming
 /// a G_t. kMuon needs of every token matrices of a layer's narrower side [.., s, s] (ops/orthogonal_momenta.h), those
-/// of one chunk at a time, and forms them once more in the backward pass. `after_each_chunk`, where given, collects the
-/// states.
+/// of one chunk at a time, and forms them once more in the backward pass.
+/// `reads`, where given, collects what reads the running weights of each chunk (not for kMuon).
 torch::Tensor deep_memory(const DeepMemoryRule& rule, const DeepMemoryTokens& tokens, int64_t phase,
-                          DeepMemoryState& state, std::vector<DeepMemoryState>* after_each_chunk = nullptr);
+                          DeepMemoryState& state, std::vector<ChunkReads>* reads = nullptr);
 
 /// The network with `product(l, h)` for W_l h: z [.., K] -> [.., V].
 torch::Tensor through_network(int64_t layers, const torch::Tensor& z, bool residual,

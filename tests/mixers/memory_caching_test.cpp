@@ -41,6 +41,30 @@ TEST(MemoryCaching, SoupOfLinearMemoriesIsGatedReads) {
   expect_near(soup->forward(x), grm->forward(x), 1e-5, "soup");
 }
 
+TEST(MemoryCaching, SoupOfMatricesTrainedInChunksIsGatedReads) {
+  for (const char* init : {"restart", "checkpoint"}) {
+    const std::string common = std::string("heads = 2\nsegment = 8\nmemory = 'titans'\nmemory_depth = 1\nchunk = 3\n") +
+                               "retain = 0.9\nlr = 0.05\nsegment_init = '" + init + "'\naggregate = ";
+    const auto grm = make(common + "'grm'"), soup = make(common + "'soup'");
+    copy_parameters(*grm, "", *soup);
+    const Tensor x = torch::randn({2, 30, 8});
+    expect_near(soup->forward(x), grm->forward(x), 1e-5, init);
+  }
+}
+
+TEST(MemoryCaching, DeepMemoriesStayFiniteByDefault) {
+  torch::manual_seed(7);
+  const torch::NoGradGuard no_grad;
+  for (const char* memory : {"dla", "titans"}) {
+    for (const char* init : {"restart", "checkpoint"}) {
+      Config table = parse_toml(std::string("memory = '") + memory + "'\nsegment_init = '" + init + "'", "test");
+      table["kind"] = "memory_caching";
+      const Tensor y = make_mixer(256, table, "test")->forward(torch::randn({1, 512, 256}));
+      EXPECT_LT(y.abs().max().item<double>(), 1e3) << memory << ", " << init;
+    }
+  }
+}
+
 TEST(MemoryCaching, EnoughTopKIsGatedReads) {
   for (const char* memory : {"linear", "titans"}) {
     const std::string common = std::string("heads = 2\nsegment = 4\nmemory = '") + memory + "'\naggregate = ";
