@@ -111,21 +111,44 @@ Tensor CachedMixer::read_caches(const Tensor& x, const Tensor& gates, const Memo
   return torch::cat(outputs, 1);
 }
 
+/// The memories before each of x's R = 2^k tokens, rows [B R], by halving: a call of the mixer for each power of two,
+/// which in R / (2 l) runs at a time goes from a memory before a run of 2 l tokens to the one in its middle.
+Memory CachedMixer::memories_before(const Tensor& x, const Tensor& real, const Memory& start) {
+  const auto copied = [](const Memory& memory, int64_t rows) { return memory.select_rows(torch::arange(rows)); };
+  Memory before = copied(start, x.size(0));
+  for (int64_t half = x.size(1) / 2; half >= 1; half /= 2) {
+    const auto firsts = [&](const Tensor& t) {
+      return t.defined() ? t.unflatten(1, {-1, 2 * half}).narrow(2, 0, half).flatten(0, 1) : t;
+    };
+    const Tensor runs = firsts(x);
+    Memory middle = copied(before, runs.size(0));
+    extend_inner(runs, firsts(real), middle);
+    const auto paired = [](const Tensor& a, const Tensor& b) { return torch::stack({a, b}, 1).flatten(0, 1); };
+    Memory both = before.zip(middle, paired);
+    both.set_tree_counts(paired(before.tree_counts(runs), middle.tree_counts(runs)));
+    before = std::move(both);
+  }
+  return before;
+}
+
+/// Reads x [B, n, D] with memories mixed by gates [B, n, N + 1], in runs of a power of two tokens.
 Tensor CachedMixer::read_soup(const Stretch& s, const Tensor& gates, Memory& memory) {
-  const Memory& cache = memory.child("cache");
   Memory& online = memory.child("online");
-  const int64_t N = gates.size(2) - 1;
+  const int64_t B = s.x.size(0), n = s.x.size(1), N = gates.size(2) - 1;
+  const int64_t most = std::max<int64_t>(1, kCopiedElements / (B * elements_));
   std::vector<Tensor> outputs;
-  for (int64_t t = 0; t < s.x.size(1); ++t) {
-    const Tensor x = s.x.narrow(1, t, 1), real = s.real.defined() ? s.real.narrow(1, t, 1) : Tensor();
-    const Tensor g = gates.select(1, t);
-    Memory mixed = online.zip(cache, [&](const Tensor& own, const Tensor& kept) {
+  for (int64_t begin = 0, R = 0; begin < n; begin += R) {
+    for (R = 1; 2 * R <= std::min(most, n - begin);) R *= 2;
+    const Tensor x = s.x.narrow(1, begin, R), real = s.real.defined() ? s.real.narrow(1, begin, R) : Tensor();
+    const Tensor g = gates.narrow(1, begin, R), own_gates = g.select(2, N).flatten();
+    const Memory before = memories_before(x, real, online);
+    Memory mixed = before.zip(memory.child("cache"), [&](const Tensor& own, const Tensor& kept) {
       if (!own.is_floating_point()) return own;
-      Tensor sum = weighted(g.select(1, N), own);
-      if (N > 0) sum = sum + torch::matmul(g.narrow(1, 0, N).unsqueeze(1), kept.flatten(2)).view_as(own);
-      return sum;
+      const Tensor sum = weighted(own_gates, own);
+      return N == 0 ? sum : sum + torch::matmul(g.narrow(2, 0, N), kept.flatten(2)).view(own.sizes());
     });
-    outputs.push_back(extend_inner(x, real, mixed));
+    const Tensor y = extend_inner(x.flatten(0, 1).unsqueeze(1), real.defined() ? real.reshape({-1, 1}) : real, mixed);
+    outputs.push_back(y.view(x.sizes()));
     extend_inner(x, real, online);
   }
   return torch::cat(outputs, 1);

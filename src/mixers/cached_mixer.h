@@ -27,7 +27,7 @@ struct CachedMixerOptions : CachingOptions {
 /// so that a cached read, other than in the paper's formula, contains the token's own write; copies are thrown away.
 /// One gate for all heads, since their outputs are projected already. `residual` has g = 1 and `mean` g = 1 / (N + 1),
 /// both no W_u, so that they also serve a mixer that was trained without caches; `soup` reads
-/// extend(x_t, sum_i g_i C_i + g_0 M_{t-1}), for which t's segment is gone through token by token.
+/// extend(x_t, sum_i g_i C_i + g_0 M_{t-1}), with the M_{t-1} of a segment found by halving it.
 ///
 /// The running memories of a segment come from one call of the mixer; its reads of N caches are n N rows of one token.
 /// Memory: parts `online`, the running memory, and `cache`, whose tensors are [B, N, ...]; context [B, N, D], count [B,
@@ -62,6 +62,7 @@ class CachedMixer final : public CausalMixer {
   Tensor read_stretch(const Stretch& s, Memory& memory);
   Tensor gates(const Stretch& s, const Tensor& sums, const Memory& memory);  // [B, n, N + 1]
   Tensor read_caches(const Tensor& x, const Tensor& gates, const Memory& memory);
+  Memory memories_before(const Tensor& x, const Tensor& real, const Memory& start);
   Tensor read_soup(const Stretch& s, const Tensor& gates, Memory& memory);
   void keep(const Stretch& s, const Tensor& sums, Memory& memory) const;
   Tensor extend_inner(const Tensor& x, const Tensor& real, Memory& memory);

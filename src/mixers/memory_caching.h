@@ -61,6 +61,8 @@ class MemoryCaching final : public CausalMixer {
       "of = { kind = 'mamba', state = 4 }\nsegment = 7\naggregate = 'mean'",
       "of = { kind = 'linear_attention', heads = 2, normalize = false }\nsegment = 10\naggregate = 'soup'",
       "of = { kind = 'titans', heads = 2, chunk = 4 }\nsegment = 6",
+      "of = { kind = 'titans', heads = 2, chunk = 4 }\nsegment = 6\naggregate = 'soup'",
+      "of = { kind = 'gla', heads = 2 }\nsegment = 8\naggregate = 'soup'\nsegment_init = 'checkpoint'",
       "of = { kind = 'nalaformer', heads = 2 }\nsegment = 6",
       "of = { kind = 'retnet', heads = 2 }\nsegment = 5\nsegment_init = 'checkpoint'",
       "of = { kind = 'lawcat', heads = 2, rope = true }\nsegment = 7",
