@@ -20,18 +20,23 @@ using Quintic = std::array<double, 3>;
 /// Rounding of A grows twelvefold in a step where A is small, by 1e12 in these.
 constexpr int64_t kMaxSteps = 12;
 
-/// q(A) [N, m, m], a polynomial of symmetric A, with newton_schulz(X) = q(X X^T) X where |X|_F = 1. One step
-///   P = a I + B,  B = b A + c A^2,  Q <- P Q,  A <- P A P
+/// P = a I + b A + c A^2.
+Tensor quintic_of(const Tensor& A, const Quintic& quintic) {
+  Tensor P = torch::baddbmm(A, A, A, quintic[1], quintic[2]);
+  P.diagonal(0, 1, 2).add_(quintic[0]);
+  return P;
+}
+
+/// q(A) [N, m, m], a polynomial of symmetric A, with newton_schulz(X) = q(X X^T) X where |X|_F = 1. A step
+///   Q <- P Q,  A <- P A P
 /// has no product wider than m.
 Tensor polynomial(Tensor A, int64_t steps, const Quintic& quintic) {
-  const auto [a, b, c] = quintic;
-  Tensor Q = torch::eye(A.size(1), A.options().requires_grad(false)).expand_as(A);
+  if (steps == 0) return torch::eye(A.size(1), A.options().requires_grad(false)).expand_as(A);
+  Tensor Q;
   for (int64_t step = 0; step < steps; ++step) {
-    const Tensor B = torch::baddbmm(A, A, A, b, c);
-    Q = step == 0 ? a * Q + B : torch::baddbmm(Q, B, Q, a, 1);
-    if (step + 1 == steps) break;
-    const Tensor R = torch::baddbmm(A, B, A, a, 1);
-    A = torch::baddbmm(R, R, B, a, 1);
+    const Tensor P = quintic_of(A, quintic);
+    Q = step == 0 ? P : torch::bmm(P, Q);
+    if (step + 1 < steps) A = torch::bmm(torch::bmm(A, P), P);
   }
   return Q;
 }
@@ -47,17 +52,17 @@ struct WithSlope {
 /// q(A) and its derivative in the symmetric direction E. The derivative of a polynomial at a symmetric matrix is a
 /// symmetric map, so that this is also what a gradient E of q(A) becomes as a gradient of A: nothing is kept.
 WithSlope polynomial_with_slope(Tensor A, Tensor E, int64_t steps, const Quintic& quintic) {
-  const auto [a, b, c] = quintic;
-  Tensor Q = torch::eye(A.size(1), A.options()).expand_as(A), dQ = torch::zeros_like(A);
+  if (steps == 0) return {polynomial(A, steps, quintic), torch::zeros_like(A)};
+  Tensor Q, dQ;
   for (int64_t step = 0; step < steps; ++step) {
-    const Tensor B = torch::baddbmm(A, A, A, b, c);
-    const Tensor dB = with_transpose(torch::baddbmm(E, A, E, b / 2, c));
-    dQ = step == 0 ? dB : torch::baddbmm(dQ, B, dQ, a, 1).baddbmm_(dB, Q);
-    Q = step == 0 ? a * Q + B : torch::baddbmm(Q, B, Q, a, 1);
+    const Tensor P = quintic_of(A, quintic);
+    const Tensor dP = with_transpose(torch::baddbmm(E, A, E, quintic[1] / 2, quintic[2]));
+    dQ = step == 0 ? dP : torch::bmm(P, dQ).baddbmm_(dP, Q);
+    Q = step == 0 ? P : torch::bmm(P, Q);
     if (step + 1 == steps) break;
-    const Tensor R = torch::baddbmm(A, B, A, a, 1), U = torch::baddbmm(E, B, E, a, 1);
-    E = with_transpose(torch::baddbmm(U, dB, R, a / 2, 1).baddbmm_(U, B, 1, 0.5));
-    A = torch::baddbmm(R, R, B, a, 1);
+    const Tensor AP = torch::bmm(A, P);
+    E = with_transpose(torch::bmm(dP, AP).baddbmm_(torch::bmm(P, E), P, 1, 0.5));  // P E P is its own transpose
+    A = torch::bmm(AP, P);
   }
   return {Q, dQ};
 }
