@@ -3,6 +3,8 @@ BUILD := build/release
 JOBS  ?= $(shell nproc)
 TEXT  := .cache/kjv.txt
 RUN   := runs/scripture
+PAGE  ?= docs/performance.md
+PEERS ?= $(filter-out common models page,$(basename $(notdir $(wildcard benchmarks/peers/*.py))))
 
 .PHONY: help setup build demo test bench bench-peers fuzz asan format check-format lint docs studies clean
 .DEFAULT_GOAL := help
@@ -14,7 +16,7 @@ help:
 	@echo "  make build         set up and build only: $(BUILD)/seqloom"
 	@echo "  make studies       run the studies: compare models, check claims"
 	@echo "  make bench         measure the kernels (Google Benchmark) and the demo model"
-	@echo "  make bench-peers   measure against plain PyTorch in one process"
+	@echo "  make bench-peers   measure against PyTorch and other engines, into docs/performance.md"
 	@echo "  make fuzz          fuzz the readers of files for 30 s each (clang)"
 	@echo "  make asan          the tests under the address and undefined-behaviour sanitizers"
 	@echo "  make format        clang-format all sources;  make lint: clang-tidy"
@@ -52,8 +54,15 @@ bench: build
 	$(BUILD)/ops_benchmark --benchmark_min_time=0.2
 	$(BUILD)/seqloom bench recipes/scripture.toml
 
+# make bench-peers QUICK=--quick PAGE=/tmp/page.md; PEERS="limits attention" runs only these
 bench-peers: build
-	@for peer in benchmarks/peers/*.py; do echo; echo "== $$peer"; .venv/bin/python $$peer $(BUILD)/libseqloom.so || exit 1; done
+	@rm -rf $(BUILD)/bench-peers
+	@for peer in $(PEERS); do echo; echo "== $$peer"; \
+	  .venv/bin/python benchmarks/peers/$$peer.py $(BUILD)/libseqloom.so $(QUICK) --json $(BUILD)/bench-peers/$$peer.json \
+	    || failed="$$failed $$peer"; \
+	done; \
+	.venv/bin/python benchmarks/peers/page.py $(PAGE) $(BUILD)/bench-peers/*.json && \
+	  { [ -z "$$failed" ] || { echo "bench-peers: failed:$$failed" >&2; exit 1; }; }
 
 fuzz: setup
 	@scripts/fuzz.sh 30

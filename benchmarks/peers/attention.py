@@ -1,16 +1,12 @@
 """The fused attention of packed rows against torch's scaled_dot_product_attention, in one process.
 
-    python benchmarks/peers/attention.py build/release/libseqloom.so [--quick] [--threads N]
+    python benchmarks/peers/attention.py build/release/libseqloom.so [--quick] [--threads N] [--json FILE]
 
-Both run in turn and each ratio is that of one pair: neighbours on the machine slow both. One thread is timed in CPU
-seconds of the process, more threads in wall time. GFLOP/s count the visible half of a causal score matrix.
+GFLOP/s count the visible half of a causal score matrix.
 """
-import argparse
-import statistics
-import time
-
 import torch
 import torch.nn.functional as F
+from common import begin, finish, gemm_flops, paired, passes, seconds, table
 
 HEADS, WIDTH = 8, 64
 
@@ -35,56 +31,45 @@ def make_inputs(tokens, dtype, gradients):
     return [torch.randn(tokens, HEADS, WIDTH, dtype=dtype).requires_grad_(gradients) for _ in range(3)]
 
 
-def seconds(attention, inputs, cotangent, lengths, causal, clock, repeats):
-    begin = clock()
-    for _ in range(repeats):
-        o = attention(*inputs, lengths, causal)
-        if cotangent is not None:
-            torch.autograd.grad(o, inputs, cotangent)
-    return (clock() - begin) / repeats
-
-
-def compare(lengths, dtype, gradients, causal, pairs, clock):
+def compare(rows, what, lengths, dtype, gradients, causal, options, gemm):
     inputs = make_inputs(sum(lengths), dtype, gradients)
     cotangent = torch.randn_like(inputs[0]) if gradients else None
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(fused(*inputs, lengths, causal), peer(*inputs, lengths, causal), rtol=tolerance,
                                atol=tolerance)
-    slow, fast, ratios = [], [], []
-    work = sum(n * n for n in lengths) * 4 * WIDTH * HEADS * (3.5 if gradients else 1) / (2 if causal else 1)
-    repeats = max(1, int(1e9 / work))
-    for _ in range(pairs):
-        slow.append(seconds(peer, inputs, cotangent, lengths, causal, clock, repeats))
-        fast.append(seconds(fused, inputs, cotangent, lengths, causal, clock, repeats))
-        ratios.append(slow[-1] / fast[-1])
-    rate = [work / statistics.median(times) / 1e9 for times in (slow, fast)]
-    print(f"{str(dtype)[6:]:9s} {'forward+backward' if gradients else 'forward':16s} torch {rate[0]:6.0f} GFLOP/s   "
-          f"fused {rate[1]:6.0f} GFLOP/s   ratio {statistics.median(ratios):5.2f}", flush=True)
+    flops = sum(n * n for n in lengths) * 4 * WIDTH * HEADS * (3.5 if gradients else 1) / (2 if causal else 1)
+
+    def timed(attention):
+        def work():
+            o = attention(*inputs, lengths, causal)
+            if gradients:
+                torch.autograd.grad(o, inputs, cotangent)
+
+        return seconds(work, options.threads, max(1, int(1e9 / flops)))
+
+    both = paired(lambda: timed(peer), lambda: timed(fused), options.pairs)
+    rows.add(what, str(dtype)[6:], passes(gradients), *(f"{flops / time / 1e9:.0f}" for time in (both.slow, both.fast)),
+             f"{both.ratio:.2f}", f"{flops / both.fast / gemm[dtype]:.0%}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library", help="path of libseqloom.so")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.ops.load_library(options.library)
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
-    clock = time.process_time if options.threads == 1 else time.perf_counter
-    pairs = 3 if options.quick else 9
-
+    options = begin(__doc__)
+    dtypes = (torch.float32, torch.bfloat16)
+    gemm = {dtype: gemm_flops(dtype, options.threads) for dtype in dtypes}
+    limit = f"the limit is a GEMM of 1024: {', '.join(f'{str(d)[6:]} {gemm[d] / 1e9:.0f} GFLOP/s' for d in dtypes)}"
+    columns = ("type", "pass", "torch GFLOP/s", "seqloom GFLOP/s", "ratio", "of the limit")
+    rows = table(f"Causal, B = 1, H = {HEADS}, d = {WIDTH}; {limit}", "T", *columns)
     for tokens in (128, 256, 512, 1024, 2048, 4096) if options.quick else (128, 256, 512, 1024, 2048, 4096, 8192):
-        print(f"causal, B=1 H={HEADS} d={WIDTH} T={tokens}")
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in dtypes:
             for gradients in (False, True):
-                compare([tokens], dtype, gradients, True, pairs, clock)
+                compare(rows, tokens, [tokens], dtype, gradients, True, options, gemm)
+    rows = table("Bidirectional, packed against padded rows", "lengths", *columns)
     for longest, batch in ((128, 8), (384, 4)):
         lengths = torch.randint(longest // 5, longest + 1, (batch,)).tolist()
-        print(f"bidirectional, packed against padded, lengths {lengths}")
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in dtypes:
             for gradients in (False, True):
-                compare(lengths, dtype, gradients, False, pairs, clock)
+                compare(rows, " ".join(map(str, lengths)), lengths, dtype, gradients, False, options, gemm)
+    finish(options)
 
 
 if __name__ == "__main__":

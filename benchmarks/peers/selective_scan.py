@@ -1,19 +1,18 @@
-"""The fused selective scan against a plain PyTorch loop, in one process.
+"""The fused selective scan against what PyTorch offers for it: a loop, mamba.py's parallel scan, a compiled chunk form.
 
-    python benchmarks/peers/selective_scan.py build/release/libseqloom.so [--quick]
+    python benchmarks/peers/selective_scan.py build/release/libseqloom.so [--quick] [--json FILE]
 
-The loop takes its tokens with unbind, so that its backward pass is linear in T; indexing `x[:, t]` would fill a
-full-size gradient for every token. Loop and kernel run in turn and each ratio is that of one pair: neighbours on the
-machine slow both. One thread is timed in CPU seconds of the process, two threads in wall time.
+The loop is mamba-ssm's reference with its tokens from unbind, so that its backward pass is linear in T; indexing
+`x[:, t]` would fill a full-size gradient for every token.
 """
-import argparse
 import statistics
-import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from common import begin, finish, paired, passes, peer, rate, seconds, table
 
-STATES = 16
+STATES, CHUNK = 16, 16
 
 
 def loop(u, delta, A, B, C, D, z):
@@ -26,6 +25,46 @@ def loop(u, delta, A, B, C, D, z):
         h = decay * h + (step_t * u_t).unsqueeze(-1) * B_t.unsqueeze(1)
         outputs.append((h * C_t.unsqueeze(1)).sum(-1))
     return (torch.stack(outputs, 2) + D.unsqueeze(-1) * u) * F.silu(z)
+
+
+def chunk_step(h, u, delta, A, B, C, D, z):
+    """The loop over one chunk, channels last so that they fill vector lanes: h [B, N, E], u, delta, z [B, t, E],
+    A [N, E], B, C [B, t, N], D [E] -> h, y [B, t, E]."""
+    step = F.softplus(delta)
+    x = step * u
+    states = []
+    for t in range(u.size(1)):
+        h = torch.exp(step[:, t, None] * A) * h + x[:, t, None] * B[:, t, :, None]
+        states.append(h)
+    return h, (torch.einsum("btne,btn->bte", torch.stack(states, 1), C) + D * u) * F.silu(z)
+
+
+def compiled_chunks():
+    """The loop that torch.compile unrolls over CHUNK tokens, which was fastest among 8 to 64."""
+    torch.compiler.reset()
+    step = torch.compile(chunk_step, dynamic=False)
+
+    def scan(u, delta, A, B, C, D, z):
+        A = A.t().contiguous()
+        h, outputs = u.new_zeros(u.size(0), A.size(0), A.size(1)), []
+        for u_c, delta_c, B_c, C_c, z_c in zip(*(t.transpose(1, 2).split(CHUNK, 1) for t in (u, delta, B, C, z))):
+            h, y = step(h, u_c, delta_c, A, B_c, C_c, D, z_c)
+            outputs.append(y)
+        return torch.cat(outputs, 1).transpose(1, 2)
+
+    return scan
+
+
+def parallel(pscan):
+    """mamba.py's form: every state of every token at once, [B, T, E, N]."""
+    def scan(u, delta, A, B, C, D, z):
+        step = F.softplus(delta).transpose(1, 2).unsqueeze(-1)
+        x = step * u.transpose(1, 2).unsqueeze(-1) * B.transpose(1, 2).unsqueeze(2)
+        h = pscan(torch.exp(step * A), x)
+        y = (h @ C.transpose(1, 2).unsqueeze(-1)).squeeze(3).transpose(1, 2)
+        return (y + D.unsqueeze(-1) * u) * F.silu(z)
+
+    return scan
 
 
 def fused(u, delta, A, B, C, D, z):
@@ -43,74 +82,73 @@ def make_inputs(channels, tokens, gradients):
     return u, delta, A.requires_grad_(gradients), B, C, D.requires_grad_(gradients), z
 
 
-def seconds(scan, inputs, gradients, clock):
-    begin = clock()
-    y = scan(*inputs)
-    if gradients:
-        y.sum().backward()
-    return clock() - begin
+def timed(scan, channels, tokens, gradients, threads=1):
+    inputs = make_inputs(channels, tokens, gradients)
+
+    def work():
+        y = scan(*inputs)
+        if gradients:
+            y.sum().backward()
+
+    return seconds(work, threads)
 
 
-def compare(channels, tokens, gradients, pairs):
+def compare(rows, name, scan, channels, tokens, gradients, pairs):
     inputs = make_inputs(channels, tokens, gradients)
     with torch.no_grad():
-        torch.testing.assert_close(fused(*inputs), loop(*inputs), rtol=1e-3, atol=1e-3)
-    ratios, slow, fast = [], [], []
-    for _ in range(pairs):
-        slow.append(seconds(loop, make_inputs(channels, tokens, gradients), gradients, time.process_time))
-        fast.append(seconds(fused, make_inputs(channels, tokens, gradients), gradients, time.process_time))
-        ratios.append(slow[-1] / fast[-1])
-    what = "forward+backward" if gradients else "forward"
-    print(f"E={channels:5d} T={tokens} {what:16s} loop {tokens / statistics.median(slow):9.0f} tokens/s   "
-          f"fused {tokens / statistics.median(fast):9.0f} tokens/s   ratio {statistics.median(ratios):6.1f}", flush=True)
+        torch.testing.assert_close(fused(*inputs), scan(*inputs), rtol=1e-3, atol=1e-3)
+    both = paired(*(partial(timed, form, channels, tokens, gradients) for form in (scan, fused)), pairs)
+    rows.add(channels, tokens, passes(gradients), name, rate(tokens, both.slow), rate(tokens, both.fast),
+             f"{both.ratio:.1f}")
 
 
-def rate(channels, tokens, gradients, clock, runs):
-    times = [seconds(fused, make_inputs(channels, tokens, gradients), gradients, clock) for _ in range(runs + 1)]
-    return tokens / statistics.median(times[1:])  # the first one warms up
+def compare_peers(options):
+    rows = table("Against PyTorch, one thread", "E", "T", "pass", "peer", "peer tokens/s", "seqloom tokens/s", "ratio")
+    pscan = peer("mambapy.pscan")
+    tokens = 1024 if options.quick else 2048
+    for channels in (512, 1536):
+        for gradients in (False, True):
+            forms = {"loop": loop, "torch.compile, chunks": compiled_chunks()}
+            if pscan:
+                forms["mamba.py parallel scan"] = parallel(pscan.pscan)
+            for name, form in forms.items():
+                compare(rows, name, form, channels, tokens, gradients, options.pairs)
 
 
-def wall_of_threads(channels, tokens, gradients, runs):
-    """Tokens/s of one and of two threads by the wall clock, the median ratio of runs in turn."""
-    rates, ratios = {1: [], 2: []}, []
-    for _ in range(runs):
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            inputs = make_inputs(channels, tokens, gradients)
-            rates[threads].append(tokens / seconds(fused, inputs, gradients, time.perf_counter))
-        ratios.append(rates[2][-1] / rates[1][-1])
+def lengths(options):
+    sizes = (1024, 4096) if options.quick else (1024, 2048, 4096, 8192, 16384)
+    rows = table("Tokens/s by length, one thread", "E", "pass", *(f"T = {tokens}" for tokens in sizes), "last / first")
+    for channels in (512, 1536):
+        for gradients in (False, True):
+            times = {tokens: [] for tokens in sizes}
+            for turn in range(options.pairs + 1):
+                for tokens in sizes:
+                    times[tokens].append(timed(fused, channels, tokens, gradients))
+            speeds = [tokens / statistics.median(times[tokens][1:]) for tokens in sizes]  # the first turn warms up
+            flat = f"{speeds[-1] / speeds[0]:.2f}"
+            rows.add(channels, passes(gradients), *(rate(speed, 1) for speed in speeds), flat)
+
+
+def threads(options):
+    rows = table("Two threads over one, T = 4096, wall time", "E", "pass", "one, tokens/s", "two, tokens/s", "ratio")
+
+    def wall(count, channels, gradients):
+        torch.set_num_threads(count)
+        return timed(fused, channels, 4096, gradients, 2)
+
+    for channels in (512, 1536):
+        for gradients in (False, True):
+            both = paired(partial(wall, 1, channels, gradients), partial(wall, 2, channels, gradients), options.pairs)
+            rows.add(channels, passes(gradients), rate(4096, both.slow), rate(4096, both.fast), f"{both.ratio:.2f}")
     torch.set_num_threads(1)
-    return statistics.median(rates[1]), statistics.median(rates[2]), statistics.median(ratios)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library", help="path of libseqloom.so")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    options = parser.parse_args()
-    torch.ops.load_library(options.library)
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    pairs = 3 if options.quick else 7
-    lengths = (1024, 4096) if options.quick else (1024, 2048, 4096, 8192, 16384)
-
-    print("against the loop, one thread, CPU time")
-    for channels in (512, 1536):
-        for gradients in (False, True):
-            compare(channels, 2048, gradients, pairs)
-    print("length, one thread, CPU time")
-    for channels in (512, 1536):
-        for gradients in (False, True):
-            what = "forward+backward" if gradients else "forward"
-            rates = [rate(channels, tokens, gradients, time.process_time, pairs) for tokens in lengths]
-            row = "  ".join(f"T={tokens} {r / 1000:6.0f}k" for tokens, r in zip(lengths, rates))
-            print(f"E={channels:5d} {what:16s} {row}", flush=True)
-    print("threads, wall time")
-    for channels in (512, 1536):
-        for gradients in (False, True):
-            what = "forward+backward" if gradients else "forward"
-            one, two, ratio = wall_of_threads(channels, 4096, gradients, pairs)
-            print(f"E={channels:5d} {what:16s} one {one / 1000:6.0f}k  two {two / 1000:6.0f}k  ratio {ratio:4.2f}", flush=True)
+    options = begin(__doc__)
+    compare_peers(options)
+    lengths(options)
+    threads(options)
+    finish(options)
 
 
 if __name__ == "__main__":

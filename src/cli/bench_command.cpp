@@ -1,10 +1,10 @@
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 
 #include "base/error.h"
+#include "cli/bench_clock.h"
 #include "cli/bench_mixers.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
@@ -12,6 +12,7 @@
 #include "models/decoder.h"
 #include "train/checkpoint.h"
 #include "train/token_loss.h"
+#include "train/train_step.h"
 
 namespace seqloom {
 namespace {
@@ -21,25 +22,12 @@ struct BenchArguments {
   std::vector<std::string> assignments;
   std::vector<int64_t> lengths = {512, 2048, 8192};
   std::vector<std::string> only = {"train", "prefill", "decode"};
-  int64_t decode = 64, repeats = 3, threads = 0;
-  bool json = false, stream = false, layers = false;
+  int64_t decode = 64, repeats = 3, threads = 0, batch = 1;
+  bool json = false, stream = false, layers = false, ragged = false;
   MixerBench mixers;
 
   bool measures(const std::string& what) const { return std::find(only.begin(), only.end(), what) != only.end(); }
 };
-
-double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double median_seconds(int64_t repeats, const std::function<void()>& work) {
-  std::vector<double> times;
-  for (int64_t i = 0; i < repeats; ++i) times.push_back(seconds_of(work));
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
 
 /// Lets the kernel forget the peak so far (Linux); 0 where it cannot say.
 void reset_peak() {
@@ -54,14 +42,20 @@ double memory_mib(const std::string& key) {
   return 0;
 }
 
-std::shared_ptr<Decoder> build_model(const BenchArguments& arguments) {
+/// What is measured: a model with random or trained weights, and how its recipe trains.
+struct Subject {
+  std::shared_ptr<Decoder> decoder;
+  TrainOptions train;
+};
+
+Subject build_subject(const BenchArguments& arguments) {
   const bool recipe_file = std::filesystem::path(arguments.model).extension() == ".toml";
   const Config recipe =
       recipe_file ? load_recipe(arguments.model, arguments.assignments) : open_checkpoint(arguments.model).recipe;
   if (!recipe.contains("model")) misuse("{}: the table [model] is missing", arguments.model);
   constexpr int64_t kVocabulary = 256;  // speed is measured on random tokens; a byte vocabulary stands for any
-  auto decoder = std::make_shared<Decoder>(kVocabulary, recipe["model"], arguments.model + ": model");
-  return decoder;
+  return {std::make_shared<Decoder>(kVocabulary, recipe["model"], arguments.model + ": model"),
+          read_options<TrainOptions>(recipe.value("train", Config::object()), arguments.model + ": train")};
 }
 
 struct Row {
@@ -70,31 +64,42 @@ struct Row {
   double train_mib = 0, prefill_mib = 0, state_kib = 0;  // above what was held before
 };
 
-void measure_training(Decoder& decoder, const Tensor& ids, int64_t repeats, Row& row) {
+/// A step as the trainer takes it: loss, gradients, AdamW.
+void measure_training(const Subject& subject, const Tensor& ids, int64_t repeats, Row& row) {
+  Decoder& decoder = *subject.decoder;
+  const auto optimizer = make_optimizer(decoder.parameters(), decoder.without_weight_decay(), subject.train);
+  decoder.set_checkpointing(subject.train.checkpoint_activations);
   const auto step = [&] {
-    token_loss(decoder, ids, ids).backward();
-    decoder.zero_grad();
+    Tensor loss;
+    {
+      const Autocast autocast(subject.train.precision == "bfloat16");
+      loss = token_loss(decoder, ids, ids);
+    }
+    loss.backward();
+    optimizer->step();
+    optimizer->zero_grad();
   };
   step();  // warm-up
   reset_peak();
   const double before = memory_mib("VmRSS");
-  row.train = static_cast<double>(row.length) / median_seconds(repeats, step);
+  row.train = static_cast<double>(ids.numel()) / median_seconds(repeats, step);
   row.train_mib = memory_mib("VmHWM") - before;
 }
 
 Memory read_in_chunks(Decoder& decoder, const Tensor& ids) {
   constexpr int64_t kChunk = 512;
-  Memory memory = decoder.empty_memory(1);
+  Memory memory = decoder.empty_memory(ids.size(0));
   for (int64_t t = 0; t < ids.size(1); t += kChunk) {
     decoder.extend(ids.narrow(1, t, std::min(kChunk, ids.size(1) - t)), memory);
   }
   return memory;
 }
 
-Row measure(Decoder& decoder, int64_t length, const BenchArguments& arguments) {
+Row measure(const Subject& subject, int64_t length, const BenchArguments& arguments) {
   Row row{length};
-  const Tensor ids = torch::randint(decoder.vocabulary(), {1, length}, torch::kInt64);
-  if (arguments.measures("train")) measure_training(decoder, ids, arguments.repeats, row);
+  Decoder& decoder = *subject.decoder;
+  const Tensor ids = torch::randint(decoder.vocabulary(), {arguments.batch, length}, torch::kInt64);
+  if (arguments.measures("train")) measure_training(subject, ids, arguments.repeats, row);
   if (!arguments.measures("prefill") && !arguments.measures("decode")) return row;
 
   const torch::NoGradGuard no_grad;
@@ -102,13 +107,13 @@ Row measure(Decoder& decoder, int64_t length, const BenchArguments& arguments) {
   Memory memory;
   reset_peak();
   const double before = memory_mib("VmRSS");
-  row.prefill = static_cast<double>(length) / median_seconds(arguments.measures("prefill") ? arguments.repeats : 1,
-                                                             [&] { memory = read_in_chunks(decoder, ids); });
+  row.prefill = static_cast<double>(ids.numel()) / median_seconds(arguments.measures("prefill") ? arguments.repeats : 1,
+                                                                  [&] { memory = read_in_chunks(decoder, ids); });
   row.prefill_mib = memory_mib("VmHWM") - before;
   row.state_kib = static_cast<double>(memory.bytes()) / 1024;
   if (!arguments.measures("decode")) return row;
   const Tensor token = ids.narrow(1, 0, 1);
-  row.decode = static_cast<double>(arguments.decode) / seconds_of([&] {
+  row.decode = static_cast<double>(arguments.batch * arguments.decode) / seconds_of([&] {
                  for (int64_t t = 0; t < arguments.decode; ++t) decoder.logits(decoder.extend(token, memory));
                });
   return row;
@@ -127,13 +132,15 @@ void bench(const BenchArguments& arguments) {
   if (!arguments.mixers.chart.empty() && !arguments.layers) misuse("--chart draws what --layers measures: give both");
   if (arguments.stream) return bench_stream(arguments.mixers);
   if (arguments.layers) return bench_layers(arguments.mixers);
-  if (arguments.model.empty()) misuse("bench: name a recipe or a checkpoint, or ask for --stream or --layers");
+  if (arguments.ragged) return bench_ragged(arguments.mixers);
+  if (arguments.model.empty())
+    misuse("bench: name a recipe or a checkpoint, or ask for --stream, --layers or --ragged");
   if (arguments.threads > 0) torch::set_num_threads(static_cast<int>(arguments.threads));
-  const auto decoder = build_model(arguments);
+  const Subject subject = build_subject(arguments);
   std::vector<Row> rows;
   Config json = Config::array();
   for (const int64_t length : arguments.lengths) {
-    rows.push_back(measure(*decoder, length, arguments));
+    rows.push_back(measure(subject, length, arguments));
     const Row& r = rows.back();
     json.push_back({{"length", r.length},
                     {"train_tokens_per_second", r.train},
@@ -145,15 +152,16 @@ void bench(const BenchArguments& arguments) {
   }
   if (arguments.json) {
     fmt::print("{}\n", Config({{"model", arguments.model},
-                               {"parameters", decoder->parameter_count()},
+                               {"parameters", subject.decoder->parameter_count()},
                                {"threads", torch::get_num_threads()},
+                               {"batch", arguments.batch},
                                {"rows", json}})
                            .dump());
     return;
   }
-  fmt::print("{}: {} parameters, {} threads, batch 1, float32, median of {}\n", arguments.model,
-             short_number(static_cast<double>(decoder->parameter_count())), torch::get_num_threads(),
-             arguments.repeats);
+  fmt::print("{}: {} parameters, {} threads, batch {}, median of {}\n", arguments.model,
+             short_number(static_cast<double>(subject.decoder->parameter_count())), torch::get_num_threads(),
+             arguments.batch, arguments.repeats);
   print_table(rows);
 }
 
@@ -169,7 +177,9 @@ void add_bench_command(CLI::App& app) {
       "  seqloom bench runs/scripture --json\n"
       "  seqloom bench --stream --mixers mamba,attention\n"
       "  seqloom bench --layers --lengths 1024,4096\n"
-      "  seqloom bench --layers --chart docs/img/training_steps.svg");
+      "  seqloom bench --layers --chart docs/img/training_steps.svg\n"
+      "  seqloom bench --ragged --lengths 512\n"
+      "With --threads 1 times are CPU seconds of the process, else of the wall.");
   command->add_option("MODEL", arguments->model, "a recipe (.toml) or a checkpoint");
   command->add_option("--set", arguments->assignments, "change a key of the recipe");
   command->add_option("--lengths", arguments->lengths, "sequence lengths, comma separated")
@@ -177,6 +187,7 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->add_option("--decode", arguments->decode, "tokens to decode")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  command->add_option("--batch", arguments->batch, "rows that are read at once")->check(CLI::Range(1, 1 << 16));
   command->add_option("--repeats", arguments->repeats, "runs of which the median counts")->check(CLI::Range(1, 1000));
   command->add_option("--threads", arguments->threads, "threads (default: all)")->check(CLI::Range(1, 1024));
   command->add_option("--only", arguments->only, "measure only some of train, prefill, decode")
@@ -186,7 +197,11 @@ void add_bench_command(CLI::App& app) {
   command->add_flag("--stream", arguments->stream,
                     "time one streamed token of each mixer at several positions instead");
   command->add_flag("--layers", arguments->layers, "time a training step of each mixer alone over lengths instead");
-  command->add_option("--mixers", arguments->mixers.kinds, "with --stream and --layers: these mixers (default: all)")
+  command->add_flag("--ragged", arguments->ragged,
+                    "time attention and mamba on rows of different lengths, padded against packed, instead");
+  command
+      ->add_option("--mixers", arguments->mixers.kinds,
+                   "with --stream, --layers and --ragged: these mixers (default: all; --ragged: attention, mamba)")
       ->delimiter(',');
   command->add_option("--chart", arguments->mixers.chart, "with --layers: also draw the rates into this SVG file");
   command->add_option("--positions", arguments->mixers.positions, "with --stream: tokens read before")
@@ -194,6 +209,8 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->callback([arguments, command] {
     arguments->mixers.json = arguments->json;
+    arguments->mixers.repeats = arguments->repeats;
+    if (arguments->ragged) arguments->mixers.lengths = {128, 512, 2048};
     if (command->count("--lengths") > 0) arguments->mixers.lengths = arguments->lengths;
     bench(*arguments);
   });

@@ -1,13 +1,13 @@
 #include "cli/bench_mixers.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "cli/bench_clock.h"
 #include "cli/progress.h"
 #include "io/atomic_file.h"
 #include "mixers/mixer.h"
@@ -16,15 +16,8 @@
 namespace seqloom {
 namespace {
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
-
 double microseconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+  return 1e6 * seconds_of(work);
 }
 
 std::vector<std::string> kinds_of(const MixerBench& options) {

@@ -1,13 +1,11 @@
 #include "train/trainer.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/nn/utils/clip_grad.h>
 
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <set>
 
 #include "base/error.h"
 #include "base/random.h"
@@ -20,42 +18,6 @@ namespace {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-/// Matrix products in bfloat16 while it lives.
-class Autocast {
- public:
-  explicit Autocast(bool on) : before_(at::autocast::is_autocast_enabled(at::kCPU)), on_(on) {
-    if (!on_) return;
-    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-    at::autocast::set_autocast_enabled(at::kCPU, true);
-  }
-  ~Autocast() {
-    if (!on_) return;
-    at::autocast::clear_cache();
-    at::autocast::set_autocast_enabled(at::kCPU, before_);
-  }
-  Autocast(const Autocast&) = delete;
-  Autocast& operator=(const Autocast&) = delete;
-
- private:
-  bool before_, on_;
-};
-
-std::unique_ptr<torch::optim::AdamW> make_optimizer(Task& task, const TrainOptions& o) {
-  std::set<const void*> exempt;
-  for (const auto& parameter : task.without_weight_decay()) exempt.insert(parameter.unsafeGetTensorImpl());
-  std::vector<torch::Tensor> decaying, constant;
-  for (const auto& parameter : task.model().parameters()) {
-    (exempt.count(parameter.unsafeGetTensorImpl()) > 0 ? constant : decaying).push_back(parameter);
-  }
-  const auto options = torch::optim::AdamWOptions(o.learning_rate).betas({o.beta1, o.beta2}).eps(o.eps);
-  std::vector<torch::optim::OptimizerParamGroup> groups;
-  groups.emplace_back(decaying, std::make_unique<torch::optim::AdamWOptions>(
-                                    torch::optim::AdamWOptions(options).weight_decay(o.weight_decay)));
-  groups.emplace_back(
-      constant, std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(options).weight_decay(0)));
-  return std::make_unique<torch::optim::AdamW>(groups, options);
 }
 
 }  // namespace
@@ -97,7 +59,7 @@ Trainer::Trainer(Config recipe, std::string name, std::string out, bool resume) 
   task_->model().train();
   checkpoint_.recipe = std::move(recipe);
   checkpoint_.attachments = task_->attachments();
-  optimizer_ = make_optimizer(*task_, options_);
+  optimizer_ = make_optimizer(task_->model().parameters(), task_->without_weight_decay(), options_);
   std::error_code failure;
   std::filesystem::create_directories(out, failure);
   if (failure) misuse("{}: cannot be made a folder ({}); choose another --out", out, failure.message());

@@ -252,6 +252,32 @@ TEST_F(Cli, BenchMeasuresARecipe) {
   EXPECT_EQ(json::parse(prefill.out)["rows"][0]["train_tokens_per_second"], 0) << prefill.err;
 }
 
+TEST_F(Cli, BenchReadsRowsTogetherAndTrainsAsTheRecipeSays) {
+  const std::string options = " --batch 3 --lengths 16 --decode 2 --repeats 1 --json --threads 1";
+  const Outcome one = seqloom("bench " + recipe() + " --lengths 16 --decode 2 --repeats 1 --json");
+  const Outcome three = seqloom("bench " + recipe() + options + " --set train.precision=bfloat16");
+  ASSERT_EQ(three.status, 0) << three.err;
+  const json result = json::parse(three.out);
+  EXPECT_EQ(result["batch"], 3);
+  EXPECT_GT(result["rows"][0]["train_tokens_per_second"].get<double>(), 0);
+  EXPECT_EQ(result["rows"][0]["state_kib"].get<double>(),
+            3 * json::parse(one.out)["rows"][0]["state_kib"].get<double>());
+  expect_error(seqloom("bench " + recipe() + options + " --set train.precision=float8"), 2, "train.precision");
+}
+
+TEST_F(Cli, BenchComparesPaddedAndPackedRows) {
+  const Outcome outcome = seqloom("bench --ragged --mixers attention,gla --lengths 20 --repeats 1 --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json rows = json::parse(outcome.out);
+  ASSERT_EQ(rows.size(), 4U) << "two mixers, forward and with gradients";
+  for (const auto& row : rows) {
+    EXPECT_GT(row["token_ratio"].get<double>(), 0.2);
+    EXPECT_LT(row["token_ratio"].get<double>(), 1);
+    EXPECT_GT(row["time_ratio"].get<double>(), 0);
+  }
+  EXPECT_EQ(rows[0]["token_ratio"], rows[2]["token_ratio"]) << "the same lengths for every mixer";
+}
+
 TEST_F(Cli, BenchDrawsTheTrainingStepsOfMixers) {
   const Outcome outcome =
       seqloom("bench --layers --mixers gla,attention --lengths 8,16,32 --json --chart " + path("rates.svg"));

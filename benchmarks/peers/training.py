@@ -1,0 +1,131 @@
+"""Training steps of a 10M Mamba and a 10M GPT beside PyTorch, torch.compile, mamba.py and Hugging Face transformers.
+
+    python benchmarks/peers/training.py build/release/libseqloom.so [--quick] [--json FILE]
+
+A step is loss, gradients and AdamW. seqloom's are those of `seqloom bench`, a process of its own for each pair.
+"""
+import contextlib
+import os
+import subprocess
+import sys
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from common import HERE, begin, finish, note, paired, peer, rate, seconds, seqloom_bench, table
+
+import models
+
+TOKENS = 256
+
+
+class Trainee:
+    """A PyTorch model and what one step of it takes."""
+
+    def __init__(self, model, batch, tokens, precision="float32"):
+        self.model, self.bfloat16 = model.train(), precision == "bfloat16"
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        self.ids = torch.randint(models.VOCABULARY, (batch, tokens))
+
+    def step(self):
+        with torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else contextlib.nullcontext():
+            logits = self.model(self.ids)
+            logits = getattr(logits, "logits", logits)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), self.ids.flatten())
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def seqloom_step(options, recipe, batch, precision="float32"):
+    result = seqloom_bench(options, HERE / recipe, "--batch", str(batch), "--lengths", str(TOKENS), "--only", "train",
+                           "--repeats", "2", "--set", f"train.precision={precision}")
+    return batch * TOKENS / result["rows"][0]["train_tokens_per_second"]
+
+
+def compare(rows, options, name, model, recipe, batch, precision="float32"):
+    trainee = Trainee(model, batch, TOKENS, precision)
+    both = paired(lambda: seconds(trainee.step, options.threads),
+                  lambda: seqloom_step(options, recipe, batch, precision), options.pairs)
+    rows.add(recipe[:-5], batch, precision, name, rate(batch * TOKENS, both.slow), rate(batch * TOKENS, both.fast),
+             f"{both.ratio:.2f}")
+
+
+def steps(options):
+    batch = 1 if options.quick else 8
+    rows = table(f"A training step, T = {TOKENS}", "model", "B", "precision", "peer", "peer tokens/s",
+                 "seqloom tokens/s", "ratio")
+    for precision in ("float32", "bfloat16"):
+        compare(rows, options, "torch eager", models.gpt(), "gpt.toml", batch, precision)
+        torch.compiler.reset()
+        compare(rows, options, "torch.compile", torch.compile(models.gpt()), "gpt.toml", batch, precision)
+    mamba, transformers = peer("mambapy.mamba"), peer("transformers")
+    if mamba:
+        compare(rows, options, "mamba.py", models.mambapy_mamba(mamba), "mamba.toml", batch)
+    if transformers:
+        transformers.logging.set_verbosity_error()
+        compare(rows, options, "transformers, no kernels", models.transformers_mamba(transformers), "mamba.toml", 1)
+    recipes = ("gpt.toml", "mamba.toml")
+    both = paired(*(partial(seqloom_step, options, recipe, batch) for recipe in recipes), options.pairs)
+    rows.add("mamba", batch, "float32", "seqloom's own GPT", rate(batch * TOKENS, both.slow),
+             rate(batch * TOKENS, both.fast), f"{both.ratio:.2f}")
+
+
+# A process begins with the peak of the one that started it: a small one in between keeps ours out.
+LAUNCHER = """import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""
+
+
+def peak_mib(command):
+    """Peak memory of a process."""
+    command = [sys.executable, "-c", LAUNCHER, *(str(word) for word in command)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) / 1024
+
+
+def memory(options):
+    """Peak memory of the whole process of a step, B = 1; the parallel scan's is measured on short rows where a long one
+    does not fit, and grows as a straight line."""
+    long, short = (2048, (128, 256)) if options.quick else (16384, (512, 1024))
+    rows = table("Peak memory of a process that trains the Mamba, B = 1", "T", "mamba.py MiB", "seqloom MiB",
+                 "part of it")
+    if not peer("mambapy.mamba"):
+        return
+
+    def parallel(tokens):
+        return peak_mib([sys.executable, __file__, "step", tokens])
+
+    def ours(tokens):
+        return peak_mib([options.binary, "bench", HERE / "mamba.toml", "--lengths", tokens, "--only", "train",
+                         "--repeats", 1, "--threads", 1])
+
+    peaks = {tokens: parallel(tokens) for tokens in short}
+    for tokens in short:
+        mib = ours(tokens)
+        rows.add(tokens, f"{peaks[tokens]:.0f}", f"{mib:.0f}", f"1/{peaks[tokens] / mib:.1f}")
+    slope = (peaks[short[1]] - peaks[short[0]]) / (short[1] - short[0])
+    expected = peaks[short[1]] + slope * (long - short[1])
+    free = 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 ** 20
+    measured = parallel(long) if expected < free else None
+    mib = ours(long)
+    rows.add(long, f"{measured:.0f}" if measured else f"{expected:.0f} (expected)", f"{mib:.0f}",
+             f"1/{(measured or expected) / mib:.1f}")
+    if not measured:
+        note(f"mamba.py at T = {long} was not run with {free / 1024:.0f} GiB to take; expected from T = {short[0]} and "
+             f"{short[1]}")
+
+
+def main():
+    if sys.argv[1] == "step":  # one step of mamba.py's model in a process of its own
+        torch.set_num_threads(1)
+        trainee = Trainee(models.mambapy_mamba(peer("mambapy.mamba")), 1, int(sys.argv[2]))
+        trainee.step()
+        return trainee.step()
+    options = begin(__doc__)
+    steps(options)
+    memory(options)
+    finish(options)
+
+
+if __name__ == "__main__":
+    main()
