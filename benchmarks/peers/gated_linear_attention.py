@@ -2,10 +2,10 @@
 
     python benchmarks/peers/gated_linear_attention.py build/release/libseqloom.so [--quick] [--json FILE]
 
-Peers, own code after the way flash-linear-attention's plain fallbacks go on a CPU, with one gate a head and with one for
-each key channel: a loop over tokens; a loop over chunks that are indexed in the inputs and assigned in the output, as
-there, whose gradients cost more with every chunk; and "chunks", the same split and concatenated, a stronger peer. The
-limit is what the products of a chunk cost at the rate of a GEMM of 1024.
+Peers, own code after the way flash-linear-attention's plain fallbacks go on a CPU, with one gate a head and with one
+for each key channel: a loop over tokens; a loop over chunks that are indexed in the inputs and assigned in the output,
+as there, whose gradients cost more with every chunk; and "chunks", the same split and concatenated, a stronger peer.
+The limit is what the products of a chunk cost at the rate of a GEMM of 1024.
 """
 from functools import partial
 

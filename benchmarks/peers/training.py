@@ -16,7 +16,7 @@ from common import HERE, begin, finish, note, paired, peer, rate, seconds, seqlo
 
 import models
 
-TOKENS = 256
+BATCH, TOKENS = 8, 256
 
 
 class Trainee:
@@ -37,38 +37,40 @@ class Trainee:
         self.optimizer.zero_grad()
 
 
-def seqloom_step(options, recipe, batch, precision="float32"):
-    result = seqloom_bench(options, HERE / recipe, "--batch", str(batch), "--lengths", str(TOKENS), "--only", "train",
-                           "--repeats", "2", "--set", f"train.precision={precision}")
+def seqloom_step(options, recipe, batch=BATCH, precision="float32"):
+    result = seqloom_bench(options, HERE / recipe, "--batch", batch, "--lengths", TOKENS, "--only", "train",
+                           "--repeats", 1, "--set", f"train.precision={precision}")
     return batch * TOKENS / result["rows"][0]["train_tokens_per_second"]
 
 
-def compare(rows, options, name, model, recipe, batch, precision="float32"):
+def compare(rows, options, name, model, recipe, batch=BATCH, precision="float32"):
     trainee = Trainee(model, batch, TOKENS, precision)
-    both = paired(lambda: seconds(trainee.step, options.threads),
-                  lambda: seqloom_step(options, recipe, batch, precision), options.pairs)
-    rows.add(recipe[:-5], batch, precision, name, rate(batch * TOKENS, both.slow), rate(batch * TOKENS, both.fast),
-             f"{both.ratio:.2f}")
+    both = paired(partial(seconds, trainee.step, options.threads),
+                  partial(seqloom_step, options, recipe, batch, precision), options.pairs)
+    add(rows, recipe, batch, precision, name, both)
+
+
+def add(rows, recipe, batch, precision, name, both):
+    speeds = (rate(batch * TOKENS, time) for time in (both.slow, both.fast))
+    rows.add(recipe[:-5], batch, precision, name, *speeds, f"{both.ratio:.2f}")
 
 
 def steps(options):
-    batch = 1 if options.quick else 8
     rows = table(f"A training step, T = {TOKENS}", "model", "B", "precision", "peer", "peer tokens/s",
                  "seqloom tokens/s", "ratio")
     for precision in ("float32", "bfloat16"):
-        compare(rows, options, "torch eager", models.gpt(), "gpt.toml", batch, precision)
+        compare(rows, options, "torch eager", models.gpt(), "gpt.toml", precision=precision)
         torch.compiler.reset()
-        compare(rows, options, "torch.compile", torch.compile(models.gpt()), "gpt.toml", batch, precision)
+        compare(rows, options, "torch.compile", torch.compile(models.gpt()), "gpt.toml", precision=precision)
     mamba, transformers = peer("mambapy.mamba"), peer("transformers")
     if mamba:
-        compare(rows, options, "mamba.py", models.mambapy_mamba(mamba), "mamba.toml", batch)
+        compare(rows, options, "mamba.py", models.mambapy_mamba(mamba), "mamba.toml")
     if transformers:
         transformers.logging.set_verbosity_error()
-        compare(rows, options, "transformers, no kernels", models.transformers_mamba(transformers), "mamba.toml", 1)
-    recipes = ("gpt.toml", "mamba.toml")
-    both = paired(*(partial(seqloom_step, options, recipe, batch) for recipe in recipes), options.pairs)
-    rows.add("mamba", batch, "float32", "seqloom's own GPT", rate(batch * TOKENS, both.slow),
-             rate(batch * TOKENS, both.fast), f"{both.ratio:.2f}")
+        model = models.transformers_mamba(transformers)
+        compare(rows, options, "transformers, no kernels", model, "mamba.toml", batch=1)
+    both = paired(*(partial(seqloom_step, options, recipe) for recipe in ("gpt.toml", "mamba.toml")), options.pairs)
+    add(rows, "mamba.toml", BATCH, "float32", "seqloom's own GPT", both)
 
 
 # A process begins with the peak of the one that started it: a small one in between keeps ours out.
@@ -84,35 +86,39 @@ def peak_mib(command):
 
 
 def memory(options):
-    """Peak memory of the whole process of a step, B = 1; the parallel scan's is measured on short rows where a long one
-    does not fit, and grows as a straight line."""
-    long, short = (2048, (128, 256)) if options.quick else (16384, (512, 1024))
-    rows = table("Peak memory of a process that trains the Mamba, B = 1", "T", "mamba.py MiB", "seqloom MiB",
-                 "part of it")
+    """Peak memory of the whole process of a step, B = 1. The parallel scan's grows as a straight line, which tells it
+    for a row that does not fit."""
+    short, long = ((512, 1024), 4096) if options.quick else ((1024, 2048), 16384)
+    rows = table("Peak memory of a process that trains the Mamba, B = 1", "T", "mamba.py MiB", "seqloom MiB", "part",
+                 "recomputing MiB", "part")
     if not peer("mambapy.mamba"):
         return
 
     def parallel(tokens):
         return peak_mib([sys.executable, __file__, "step", tokens])
 
-    def ours(tokens):
+    def ours(tokens, recompute):
         return peak_mib([options.binary, "bench", HERE / "mamba.toml", "--lengths", tokens, "--only", "train",
-                         "--repeats", 1, "--threads", 1])
+                         "--repeats", 1, "--threads", 1, "--set", f"train.checkpoint_activations={recompute}"])
 
-    peaks = {tokens: parallel(tokens) for tokens in short}
-    for tokens in short:
-        mib = ours(tokens)
-        rows.add(tokens, f"{peaks[tokens]:.0f}", f"{mib:.0f}", f"1/{peaks[tokens] / mib:.1f}")
-    slope = (peaks[short[1]] - peaks[short[0]]) / (short[1] - short[0])
-    expected = peaks[short[1]] + slope * (long - short[1])
+    def add(tokens, theirs, remark=""):
+        cells = []
+        for recompute in ("false", "true"):
+            mib = ours(tokens, recompute)
+            cells += [f"{mib:.0f}", f"1/{theirs / mib:.1f}"]
+        rows.add(tokens, f"{theirs:.0f}{remark}", *cells)
+
+    peaks = [parallel(tokens) for tokens in short]
+    for tokens, peak in zip(short, peaks):
+        add(tokens, peak)
+    expected = peaks[1] + (peaks[1] - peaks[0]) / (short[1] - short[0]) * (long - short[1])
     free = 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 ** 20
-    measured = parallel(long) if expected < free else None
-    mib = ours(long)
-    rows.add(long, f"{measured:.0f}" if measured else f"{expected:.0f} (expected)", f"{mib:.0f}",
-             f"1/{(measured or expected) / mib:.1f}")
-    if not measured:
-        note(f"mamba.py at T = {long} was not run with {free / 1024:.0f} GiB to take; expected from T = {short[0]} and "
-             f"{short[1]}")
+    if expected < free:
+        add(long, parallel(long))
+        return
+    add(long, expected, " (expected)")
+    note(f"mamba.py at T = {long} was not run with {free / 1024:.0f} GiB to take: the line through T = {short[0]} and "
+         f"{short[1]}")
 
 
 def main():
