@@ -6,6 +6,7 @@ both. One thread is timed in CPU seconds of the process, more threads in wall ti
 """
 import argparse
 import importlib
+import importlib.metadata
 import json
 import pathlib
 import platform
@@ -17,7 +18,7 @@ import time
 import torch
 
 HERE = pathlib.Path(__file__).parent
-tables, notes = [], []
+tables, notes, versions = [], [], []
 
 
 def begin(description):
@@ -57,7 +58,8 @@ def finish(options):
         return
     path = pathlib.Path(options.json)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"name": path.stem, "header": options.header, "tables": tables, "notes": notes}, indent=1)
+    header = ", ".join([options.header, *versions])
+    text = json.dumps({"name": path.stem, "header": header, "tables": tables, "notes": notes}, indent=1)
     path.write_text(text + "\n")
 
 
@@ -72,7 +74,11 @@ def peer(module, package=None):
     """The module of a peer's package, or None with a line that says how to get it."""
     package = package or module.split(".")[0]
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        version = f"{package} {importlib.metadata.version(package)}"
+        if version not in versions:
+            versions.append(version)
+        return found
     except ImportError:
         pins = (HERE / "requirements.txt").read_text().splitlines()
         pin = next((line.split()[0] for line in pins if line.startswith(package + "==")), package)

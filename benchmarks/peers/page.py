@@ -12,7 +12,7 @@ import sys
 
 def markdown(result):
     lines = [result["header"] + "."]
-    for table in result["tables"]:
+    for table in filter(lambda table: table["rows"], result["tables"]):
         rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
         lines += ["", table["title"] + ":", "", *("| " + " | ".join(row) + " |" for row in rows)]
     if result["notes"]:

@@ -5,7 +5,8 @@
 A step is loss, gradients and AdamW. seqloom's are those of `seqloom bench`, a process of its own for each pair.
 """
 import contextlib
-import os
+import pathlib
+import re
 import subprocess
 import sys
 from functools import partial
@@ -88,7 +89,7 @@ def peak_mib(command):
 def memory(options):
     """Peak memory of the whole process of a step, B = 1. The parallel scan's grows as a straight line, which tells it
     for a row that does not fit."""
-    short, long = ((512, 1024), 4096) if options.quick else ((1024, 2048), 16384)
+    short, long = ((512, 1024), 4096) if options.quick else ((2048, 4096), 16384)
     rows = table("Peak memory of a process that trains the Mamba, B = 1", "T", "mamba.py MiB", "seqloom MiB", "part",
                  "recomputing MiB", "part")
     if not peer("mambapy.mamba"):
@@ -112,7 +113,8 @@ def memory(options):
     for tokens, peak in zip(short, peaks):
         add(tokens, peak)
     expected = peaks[1] + (peaks[1] - peaks[0]) / (short[1] - short[0]) * (long - short[1])
-    free = 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 ** 20
+    meminfo = pathlib.Path("/proc/meminfo").read_text()
+    free = 0.8 * int(re.search(r"MemAvailable: *(\d+)", meminfo)[1]) / 1024
     if expected < free:
         add(long, parallel(long))
         return
