@@ -1,18 +1,16 @@
 """The delta rule by chunks against plain PyTorch, in one process.
 
-    python benchmarks/peers/delta_rule.py build/release/libseqloom.so [--quick]
+    python benchmarks/peers/delta_rule.py build/release/libseqloom.so [--quick] [--json FILE]
 
 The peer is the WY form in chunks of 64, its triangular system inverted row by row and a loop over chunks for the state
 (the way flash-linear-attention's plain fallback goes on a CPU), with and without a gate a head; with SEQLOOM_FUSED=0 it
-runs beside seqloom's own reference in tensor algebra. Peer and kernel run in turn and each ratio is that of one pair. One
-thread is timed in CPU seconds of the process. The limit is what the products of a chunk cost at the rate of a GEMM of
+runs beside seqloom's own reference in tensor algebra. The limit is what the products of a chunk cost at the rate of a GEMM of
 1024.
 """
-import argparse
-import statistics
-import time
+from functools import partial
 
 import torch
+from common import begin, finish, gemm_flops, paired, passes, rate, seconds, table
 
 HEADS, KEYS, VALUES, CHUNK = 8, 64, 64, 64
 
@@ -66,59 +64,46 @@ def make_inputs(tokens, gated, gradients):
     return [None if t is None else t.requires_grad_(gradients) for t in inputs]
 
 
-def seconds(run, inputs, gradients):
-    begin = time.process_time()
-    o = run(*inputs)
+def timed(run, tokens, gated, gradients):
+    inputs = make_inputs(tokens, gated, gradients)
+
+    def work():
+        o = run(*inputs)
+        if gradients:
+            o.sum().backward()
+
+    return seconds(work)
+
+
+def flops_of_token(gradients):
+    """A chunk's products: k S, q S and k^T v, half of k k^T, q k^T, A v and of the solve; the backward pass has six of
+    the first kind, and of halves two scores again, two of the values, two scores' gradients, four of keys and queries."""
+    flops = 2 * KEYS * VALUES * 3 + CHUNK * (2 * KEYS + 2 * VALUES)
     if gradients:
-        o.sum().backward()
-    return time.process_time() - begin
+        flops += 2 * KEYS * VALUES * 6 + CHUNK * (6 * KEYS + 4 * VALUES)
+    return HEADS * flops
 
 
-def gemm_rate():
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    times = []
-    for _ in range(5):
-        begin = time.process_time()
-        a @ b
-        times.append(time.process_time() - begin)
-    return 2 * 1024 ** 3 / statistics.median(times)
-
-
-def compare(tokens, gated, gradients, pairs, rate):
+def compare(rows, tokens, gated, gradients, pairs, limit):
     with torch.no_grad():
         inputs = make_inputs(tokens, gated, False)
         torch.testing.assert_close(seqloom(*inputs), peer(*inputs), rtol=1e-3, atol=1e-3)
-    slow, fast = [], []
-    for _ in range(pairs):
-        slow.append(seconds(peer, make_inputs(tokens, gated, gradients), gradients))
-        fast.append(seconds(seqloom, make_inputs(tokens, gated, gradients), gradients))
-    ratio = statistics.median(a / b for a, b in zip(slow, fast))
-    # a chunk's products: k S, q S and k^T v, half of k k^T, q k^T, A v and of the solve; the backward pass has six of
-    # the first kind, and of halves two scores again, two of the values, two scores' gradients, four of keys and queries
-    flops = HEADS * (2 * KEYS * VALUES * 3 + CHUNK * (2 * KEYS + 2 * VALUES))
-    if gradients:
-        flops += HEADS * (2 * KEYS * VALUES * 6 + CHUNK * (6 * KEYS + 4 * VALUES))
-    limit = rate / flops
-    what = ("gates, " if gated else "no gates, ") + ("forward+backward" if gradients else "forward")
-    print(f"T={tokens:6d} {what:27s} peer {tokens / statistics.median(slow):8.0f} tokens/s   "
-          f"seqloom {tokens / statistics.median(fast):8.0f} tokens/s   ratio {ratio:5.1f}   "
-          f"{tokens / statistics.median(fast) / limit:4.0%} of the GEMM limit", flush=True)
+    both = paired(*(partial(timed, run, tokens, gated, gradients) for run in (peer, seqloom)), pairs)
+    rows.add(tokens, "one a head" if gated else "none", passes(gradients), rate(tokens, both.slow),
+             rate(tokens, both.fast), f"{both.ratio:.1f}",
+             f"{tokens / both.fast * flops_of_token(gradients) / limit:.0%}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library", help="path of libseqloom.so")
-    parser.add_argument("--quick", action="store_true", help="fewer pairs")
-    options = parser.parse_args()
-    torch.ops.load_library(options.library)
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    rate = gemm_rate()
-    print(f"delta rule, H={HEADS} K={KEYS} V={VALUES}, one thread, CPU time; GEMM {rate / 1e9:.0f} GFLOP/s")
+    options = begin(__doc__)
+    limit = gemm_flops()
+    rows = table(f"Delta rule in chunks, H = {HEADS}, K = V = {KEYS}", "T", "gates", "pass", "peer tokens/s",
+                 "seqloom tokens/s", "ratio", "of GEMM")
     for tokens in (1024, 4096):
         for gated in (False, True):
             for gradients in (False, True):
-                compare(tokens, gated, gradients, 3 if options.quick else 7, rate)
+                compare(rows, tokens, gated, gradients, options.pairs, limit)
+    finish(options)
 
 
 if __name__ == "__main__":

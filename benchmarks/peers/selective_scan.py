@@ -2,8 +2,9 @@
 
     python benchmarks/peers/selective_scan.py build/release/libseqloom.so [--quick] [--json FILE]
 
-The loop is mamba-ssm's reference with its tokens from unbind, so that its backward pass is linear in T; indexing
-`x[:, t]` would fill a full-size gradient for every token.
+The reference loop is mamba-ssm's, with decay and input of all tokens made first, [B, T, E, N], and its tokens from
+unbind, so that its backward pass is linear in T; indexing `x[:, t]` would fill a full-size gradient for every token. The
+lean loop makes them token by token and never holds [B, T, E, N].
 """
 import statistics
 from functools import partial
@@ -15,8 +16,20 @@ from common import begin, finish, paired, passes, peer, rate, seconds, table
 STATES, CHUNK = 16, 16
 
 
-def loop(u, delta, A, B, C, D, z):
+def reference_loop(u, delta, A, B, C, D, z):
     """y [B, E, T] by the definition; u, delta, z [B, E, T], A [E, N], B, C [B, N, T], D [E]."""
+    step = F.softplus(delta).transpose(1, 2).unsqueeze(-1)
+    decay = torch.exp(step * A)
+    added = step * u.transpose(1, 2).unsqueeze(-1) * B.transpose(1, 2).unsqueeze(2)
+    h = u.new_zeros(u.size(0), u.size(1), A.size(1))
+    outputs = []
+    for decay_t, added_t, C_t in zip(decay.unbind(1), added.unbind(1), C.unbind(2)):
+        h = decay_t * h + added_t
+        outputs.append((h * C_t.unsqueeze(1)).sum(-1))
+    return (torch.stack(outputs, 2) + D.unsqueeze(-1) * u) * F.silu(z)
+
+
+def lean_loop(u, delta, A, B, C, D, z):
     step = F.softplus(delta)
     h = u.new_zeros(u.size(0), u.size(1), A.size(1))
     outputs = []
@@ -108,7 +121,8 @@ def compare_peers(options):
     tokens = 1024 if options.quick else 2048
     for channels in (512, 1536):
         for gradients in (False, True):
-            forms = {"loop": loop, "torch.compile, chunks": compiled_chunks()}
+            forms = {"reference loop": reference_loop, "lean loop": lean_loop,
+                     "torch.compile, chunks": compiled_chunks()}
             if pscan:
                 forms["mamba.py parallel scan"] = parallel(pscan.pscan)
             for name, form in forms.items():

@@ -76,7 +76,7 @@ void measure_training(const Subject& subject, const Tensor& ids, int64_t repeats
       loss = token_loss(decoder, ids, ids);
     }
     loss.backward();
-    optimizer->step();
+    update_parameters(*optimizer);
     optimizer->zero_grad();
   };
   step();  // warm-up

@@ -58,4 +58,8 @@ std::unique_ptr<torch::optim::AdamW> make_optimizer(const std::vector<torch::Ten
                                                     const std::vector<torch::Tensor>& without_weight_decay,
                                                     const TrainOptions& options);
 
+/// One step of it, for the parameters that have a gradient. By torch's fused kernel: the optimiser's own step reads and
+/// writes the parameters a dozen times.
+void update_parameters(torch::optim::AdamW& optimizer);
+
 }  // namespace seqloom

@@ -106,7 +106,7 @@ StepReport Trainer::train_step() {
   optimizer_->zero_grad();
   report.loss = accumulate_gradients();
   report.gradient_norm = clip_gradients();
-  optimizer_->step();
+  update_parameters(*optimizer_);
   for (const auto& module : task_->model().modules()) {
     if (auto* mixer = dynamic_cast<Mixer*>(module.get())) mixer->after_step();
   }
