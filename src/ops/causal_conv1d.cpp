@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/cpu/causal_conv1d.h"
 #include "ops/fused.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -15,9 +16,9 @@ namespace {
 using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+using Optional = std::optional<Tensor>;
 
-void check_shapes(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& state) {
+void check_shapes(const Tensor& x, const Tensor& weight, const Optional& bias, const Optional& cu_seqlens) {
   if (x.dim() != 3 || x.size(2) < 1 || weight.dim() != 2 || weight.size(0) != x.size(1) || weight.size(1) < 1) {
     misuse("causal_conv1d: x {}, weight {}: expected x [B, E, T] with T >= 1 and weight [E, W]",
            fmt::streamed(x.sizes()), fmt::streamed(weight.sizes()));
@@ -30,74 +31,106 @@ void check_shapes(const Tensor& x, const Tensor& weight, const std::optional<Ten
       misuse("causal_conv1d: {} is {}, expected a floating type", name, fmt::streamed(t.dtype()));
     }
   }
-  const std::vector<int64_t> wanted = {x.size(0), x.size(1), weight.size(1) - 1};
-  if (state && state->sizes() != torch::IntArrayRef(wanted)) {
-    misuse("causal_conv1d: the initial state is {}, expected [B, E, W-1] = {}", fmt::streamed(state->sizes()),
-           fmt::streamed(torch::IntArrayRef(wanted)));
+  if (cu_seqlens && x.size(0) != 1) {
+    misuse("causal_conv1d: x is {}, expected packed sequences [1, E, T] beside cu_seqlens", fmt::streamed(x.sizes()));
   }
 }
 
-/// The inputs with those before them, token-major: [B, W-1+T, E].
-Tensor with_history(const Tensor& x, const Tensor& state) {
-  return torch::cat({state.transpose(1, 2).to(x.scalar_type()), x.transpose(1, 2)}, 1);
+void check_state(const Tensor& state, torch::IntArrayRef wanted) {
+  if (state.sizes() == wanted) return;
+  misuse("causal_conv1d: the initial state is {}, expected [B, E, W-1], or [S, E, W-1] of packed sequences, {}",
+         fmt::streamed(state.sizes()), fmt::streamed(wanted));
 }
 
-Tensor reference(const Tensor& history, const Tensor& weight, const std::optional<Tensor>& bias, bool silu) {
-  const int64_t width = weight.size(1), tokens = history.size(1) - width + 1;
-  const Tensor wide = widened(history), taps = widened(weight);
-  Tensor y = wide.narrow(1, 0, tokens) * taps.select(1, 0);
-  for (int64_t j = 1; j < width; ++j) y = y + wide.narrow(1, j, tokens) * taps.select(1, j);
+/// y [B, T, E] and the last inputs [B, W-1, E] of x [B, T, E] behind state [B, W-1, E]; taps [W, E]. T may be 0.
+std::tuple<Tensor, Tensor> reference(const Tensor& x, const Tensor& taps, const Optional& bias, const Tensor& state,
+                                     bool silu) {
+  const int64_t before = taps.size(0) - 1, tokens = x.size(1);
+  const Tensor history = torch::cat({state.to(widened(x).scalar_type()), widened(x)}, 1), wide = widened(taps);
+  Tensor y = history.narrow(1, 0, tokens) * wide[0];
+  for (int64_t j = 1; j <= before; ++j) y = y + history.narrow(1, j, tokens) * wide[j];
   if (bias) y = y + widened(*bias);
-  return silu ? torch::silu(y) : y;
+  if (silu) y = torch::silu(y);
+  return {y.to(x.scalar_type()), history.narrow(1, tokens, before)};
 }
 
-/// Token-major history [B, W-1+T, E] -> y [B, T, E], all float32.
+/// The reference for each packed sequence by itself: x [1, R, E], state [S, W-1, E].
+std::tuple<Tensor, Tensor> packed_reference(const Tensor& x, const Tensor& taps, const Optional& bias,
+                                            const Tensor& state, bool silu, const Tensor& offsets) {
+  const auto xs = split_sequences(x, offsets, 1), before = state.split(1, 0);
+  std::vector<Tensor> ys, states;
+  for (size_t s = 0; s < xs.size(); ++s) {
+    const auto [y, last] = reference(xs[s], taps, bias, before[s], silu);
+    ys.push_back(y);
+    states.push_back(last);
+  }
+  return {torch::cat(ys, 1), torch::cat(states, 0)};
+}
+
+/// The fused kernel with its gradient, in the kernel's layouts: x [R, E], taps, bias, state [S, W-1, E].
 class FusedConv : public torch::autograd::Function<FusedConv> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& history, const Tensor& weight,
-                        const std::optional<Tensor>& bias, bool silu) {
-    const Tensor bias_or_none = bias.value_or(Tensor());
-    context->save_for_backward({history, weight, bias_or_none});
+  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& taps, const Optional& bias,
+                               const Tensor& state, const Tensor& offsets, bool silu) {
+    const cpu::ConvInputs in{x, taps, bias.value_or(Tensor()), state, to_vector(offsets), silu};
+    const cpu::ConvOutputs out = cpu::causal_conv1d_forward(in);
+    context->save_for_backward({in.x, in.taps, in.bias, in.state, offsets});
     context->saved_data["silu"] = silu;
-    return cpu::causal_conv1d_forward(history, weight, bias_or_none, silu);
+    return {out.y, out.state};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const auto saved = context->get_saved_variables();
+    const auto s = context->get_saved_variables();
     const bool silu = context->saved_data["silu"].toBool();
+    const Tensor none;
     if (torch::GradMode::is_enabled()) {
-      const auto bias = saved[2].defined() ? std::make_optional<Tensor>(saved[2]) : std::nullopt;
-      variable_list all = reference_gradients({reference(saved[0], saved[1], bias, silu)}, saved, gradients);
-      all.emplace_back();
-      return all;
+      const auto bias = s[2].defined() ? Optional(s[2]) : std::nullopt;
+      const auto [y, state] = packed_reference(s[0].unsqueeze(0), s[1], bias, s[3], silu, s[4]);
+      const auto g = reference_gradients({y.squeeze(0), state}, variable_list(s.begin(), s.begin() + 4), gradients);
+      return {g[0], g[1], g[2], g[3], none, none};
     }
-    const auto [dx, dweight, dbias] =
-        cpu::causal_conv1d_backward(gradients[0].contiguous(), saved[0], saved[1], saved[2], silu);
-    return {dx, dweight, dbias, Tensor()};
+    const cpu::ConvInputs in{s[0], s[1], s[2], s[3], to_vector(s[4]), silu};
+    const Tensor dy = gradients[0].stride(1) == 1 ? gradients[0] : gradients[0].contiguous();
+    const auto g = cpu::causal_conv1d_backward(in, dy, gradients[1].contiguous());
+    return {g.x, g.taps, g.bias, g.state, none, none};
   }
 };
 
+bool is_fusable(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& state) {
+  const auto float32 = [](const Tensor& t) {  // once widened
+    return t.scalar_type() == torch::kFloat32 || t.scalar_type() == torch::kBFloat16 || t.scalar_type() == torch::kHalf;
+  };
+  return fused_enabled() && x.is_cpu() && weight.size(1) <= cpu::kMaxConvWidth && float32(x) && float32(weight) &&
+         (!bias || float32(*bias)) && float32(state);
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                         const std::optional<Tensor>& initial_state, bool silu) {
-  check_shapes(x, weight, bias, initial_state);
-  const int64_t before = weight.size(1) - 1;
-  const Tensor state = initial_state ? *initial_state : torch::zeros({x.size(0), x.size(1), before}, x.options());
-  const Tensor history = with_history(widened(x), state);
-  const bool fused = fused_enabled() && x.is_cpu() && history.scalar_type() == torch::kFloat32 &&
-                     widened(weight).scalar_type() == torch::kFloat32;
-  const auto wide_bias = bias ? std::make_optional(widened(*bias).contiguous()) : std::nullopt;
-  const Tensor y = fused ? FusedConv::apply(history.contiguous(), widened(weight).contiguous(), wide_bias, silu)
-                         : reference(history, weight, bias, silu);
-  const Tensor after = history.narrow(1, history.size(1) - before, before).transpose(1, 2);
-  return {y.to(x.scalar_type()).transpose(1, 2), after.contiguous()};
+std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias,
+                                         const Optional& initial_state, bool silu, const Optional& cu_seqlens) {
+  check_shapes(x, weight, bias, cu_seqlens);
+  const Tensor offsets = cu_seqlens ? checked_offsets(*cu_seqlens, x.size(2), "causal_conv1d: cu_seqlens")
+                                    : dense_offsets(x.size(0), x.size(2));
+  const std::vector<int64_t> state_shape = {offsets.size(0) - 1, x.size(1), weight.size(1) - 1};
+  if (initial_state) check_state(*initial_state, state_shape);
+  const Tensor start = initial_state ? *initial_state : torch::zeros(state_shape, widened(x).options());
+  const Tensor state = start.transpose(1, 2), rows = x.transpose(1, 2), taps = weight.t();
+  if (is_fusable(x, weight, bias, start)) {
+    const auto plain = [](const Tensor& t) { return widened(t).contiguous(); };
+    const bool narrow = x.scalar_type() == torch::kBFloat16;  // which is read as it is
+    const auto out = FusedConv::apply(channel_rows(narrow ? x : widened(x)), plain(taps),
+                                      bias ? Optional(plain(*bias)) : std::nullopt, plain(state), offsets, silu);
+    return {out[0].view({x.size(0), x.size(2), x.size(1)}).to(x.scalar_type()).transpose(1, 2), out[1].transpose(1, 2)};
+  }
+  const auto [y, last] =
+      cu_seqlens ? packed_reference(rows, taps, bias, state, silu, offsets) : reference(rows, taps, bias, state, silu);
+  return {y.transpose(1, 2), last.transpose(1, 2).contiguous()};
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def(
-      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias=None, Tensor? initial_state=None, bool silu=False) -> "
-      "(Tensor, Tensor)",
+      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias=None, Tensor? initial_state=None, bool silu=False, Tensor? "
+      "cu_seqlens=None) -> (Tensor, Tensor)",
       &causal_conv1d);
 }
 

@@ -74,6 +74,24 @@ Tensor checked_offsets(const Tensor& offsets, int64_t rows, const char* name) {
   return wide;
 }
 
+Tensor dense_offsets(int64_t batch, int64_t tokens) {
+  return torch::arange(batch + 1, torch::kInt64) * tokens;
+}
+
+std::vector<Tensor> split_sequences(const Tensor& t, const Tensor& offsets, int64_t dim) {
+  return t.tensor_split(offsets.narrow(0, 1, offsets.size(0) - 2), dim);
+}
+
+std::vector<int64_t> to_vector(const Tensor& offsets) {
+  const auto* first = offsets.const_data_ptr<int64_t>();
+  return {first, first + offsets.size(0)};
+}
+
+Tensor channel_rows(const Tensor& t) {
+  const Tensor rows = t.transpose(1, 2).reshape({-1, t.size(1)});
+  return rows.stride(1) == 1 || rows.size(1) == 1 ? rows : rows.contiguous();
+}
+
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def("pack_padding(Tensor x, Tensor mask, bool allow_holes=False) -> (Tensor, Tensor, Tensor, int)",
         [](const Tensor& x, const Tensor& mask, bool allow_holes) {

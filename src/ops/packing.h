@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "base/torch.h"
 
@@ -24,5 +25,17 @@ torch::Tensor unpack_padding(const torch::Tensor& data, const torch::Tensor& ind
 /// Where packed sequences begin, as int64 [S + 1] on the CPU, from int64 or int32. Throws UsageError, beginning with
 /// `name`, unless they rise from 0 to `rows`; equal neighbours are an empty sequence.
 torch::Tensor checked_offsets(const torch::Tensor& offsets, int64_t rows, const char* name);
+
+/// Where the rows of a batch [B, T, ...] begin among all B T: int64 [B + 1] on the CPU.
+torch::Tensor dense_offsets(int64_t batch, int64_t tokens);
+
+/// One tensor's part of each packed sequence, by checked offsets.
+std::vector<torch::Tensor> split_sequences(const torch::Tensor& t, const torch::Tensor& offsets, int64_t dim);
+
+/// Checked offsets as numbers.
+std::vector<int64_t> to_vector(const torch::Tensor& offsets);
+
+/// [B, E, T] -> rows [B T, E], as they lie where a GEMM left them (its channels together, of one row after the other).
+torch::Tensor channel_rows(const torch::Tensor& t);
 
 }  // namespace seqloom::ops

@@ -97,16 +97,11 @@ std::tuple<Tensor, Tensor> reference(const Tensor& u, const Tensor& delta, const
   return {y.transpose(1, 2).to(u.scalar_type()), last};
 }
 
-/// One tensor's part of each sequence: row `b` of [B, ..., T], or tokens of [1, ..., T] where the rows are packed.
-std::vector<Tensor> split(const Tensor& t, const Tensor& cu_seqlens) {
-  return t.tensor_split(cu_seqlens.narrow(0, 1, cu_seqlens.size(0) - 2), -1);
-}
-
 /// The reference for each packed sequence by itself.
 std::tuple<Tensor, Tensor> packed_reference(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                             const Tensor& C, const Optional& D, const Optional& z, const Optional& bias,
                                             bool softplus, const Optional& initial_state, const Tensor& cu_seqlens) {
-  const auto parts = [&](const Tensor& t) { return split(t, cu_seqlens); };
+  const auto parts = [&](const Tensor& t) { return split_sequences(t, cu_seqlens, -1); };
   const auto maps = [&](const Tensor& m) {
     return m.dim() == 2 ? std::vector<Tensor>(cu_seqlens.size(0) - 1, m) : parts(m);
   };
@@ -131,12 +126,6 @@ int64_t groups_of(const Tensor& m) {
   return m.dim() == 4 ? m.size(1) : 1;
 }
 
-/// [B, E, T] -> rows [B T, E], as they lie where a GEMM left them (its channels together, of one row after the other).
-Tensor as_rows(const Tensor& t) {
-  const Tensor rows = t.transpose(1, 2).reshape({-1, t.size(1)});
-  return rows.stride(1) == 1 || rows.size(1) == 1 ? rows : rows.contiguous();
-}
-
 /// B or C in the kernel's layout: [N, E] when constant, else [B T, G, N] with `groups` groups.
 Tensor kernel_map(const Tensor& m, int64_t groups) {
   if (m.dim() == 2) return m.t().contiguous();
@@ -155,11 +144,6 @@ variable_list by_reference(const variable_list& s, bool softplus, const Tensor& 
       packed_reference(channels(s[0]), channels(s[1]), s[3].t(), map(s[4]), map(s[5]), optional(s[6]), z,
                        optional(s[7]), softplus, s[8].transpose(1, 2), cu_seqlens);
   return {y.squeeze(0).t(), state.transpose(1, 2)};
-}
-
-std::vector<int64_t> to_vector(const Tensor& cu_seqlens) {
-  const auto* first = cu_seqlens.const_data_ptr<int64_t>();
-  return {first, first + cu_seqlens.size(0)};
 }
 
 /// The fused kernel with its gradient, in the kernel's layouts: u, delta, A, B, C, D, z, bias, state.
@@ -210,7 +194,7 @@ std::tuple<Tensor, Tensor> fused(const Tensor& u, const Tensor& delta, const Ten
   // Bfloat16 is read as it is where all that is as long as the sequence has it.
   const bool narrow = u.scalar_type() == torch::kBFloat16 && delta.scalar_type() == torch::kBFloat16 &&
                       (!z || z->scalar_type() == torch::kBFloat16);
-  const auto rows = [&](const Tensor& t) { return as_rows(narrow ? t : widened(t)); };
+  const auto rows = [&](const Tensor& t) { return channel_rows(narrow ? t : widened(t)); };
   const auto wide = [](const Optional& t) { return t ? std::make_optional(widened(*t).contiguous()) : std::nullopt; };
   const Tensor state = initial_state
                            ? widened(*initial_state).transpose(1, 2).contiguous()
@@ -244,7 +228,7 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, 
   if (cu_seqlens) offsets = checked_offsets(*cu_seqlens, u.size(2), "selective_scan: cu_seqlens");
   const int64_t sequences = cu_seqlens ? offsets.size(0) - 1 : u.dim() > 0 ? u.size(0) : 0;
   check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, sequences);
-  if (!cu_seqlens) offsets = torch::arange(u.size(0) + 1, torch::kInt64) * u.size(2);
+  if (!cu_seqlens) offsets = dense_offsets(u.size(0), u.size(2));
   const auto given = [](const Optional& t) { return t.value_or(Tensor()); };
   const bool float32 =
       u.is_cpu() && all_float32({u, delta, A, B, C, given(D), given(z), given(delta_bias), given(initial_state)});

@@ -1,165 +1,110 @@
 #include "ops/cpu/causal_conv1d.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "ops/cpu/causal_conv1d.cpp"
-#include <hwy/foreach_target.h>
-// clang-format off: must follow foreach_target
-#include <hwy/highway.h>
-#include "ops/cpu/vector_math-inl.h"
-// clang-format on
+#include <ATen/Parallel.h>
 
-HWY_BEFORE_NAMESPACE();
-namespace seqloom::ops::cpu::HWY_NAMESPACE {
+#include <algorithm>
 
-// Channels in the lanes, one token's row at a time; `taps` [W, E] is the weight transposed, `history` begins W-1 rows
-// before the first output.
+#include "ops/cpu/causal_conv1d_rows.h"
+#include "ops/cpu/matrix_rows.h"
 
-/// y rows [rows, E] of one sequence.
-void ConvForward(const float* history, const float* taps, const float* bias, float* y, size_t rows, size_t channels,
-                 size_t width, bool silu) {
-  const hn::ScalableTag<float> d;
-  const size_t lanes = hn::Lanes(d);
-  for (size_t t = 0; t < rows; ++t) {
-    for (size_t e = 0; e < channels; e += lanes) {
-      const size_t count = HWY_MIN(lanes, channels - e);
-      auto sum = bias != nullptr ? LoadFirst(d, bias + e, count) : hn::Zero(d);
-      for (size_t j = 0; j < width; ++j) {
-        sum = hn::MulAdd(LoadFirst(d, taps + j * channels + e, count),
-                         LoadFirst(d, history + (t + j) * channels + e, count), sum);
-      }
-      if (silu) sum = hn::Mul(sum, Sigmoid(d, sum));
-      StoreFirst(d, sum, y + t * channels + e, count);
-    }
-  }
-}
-
-/// da [rows, E]: the gradient before the activation. Adds to dtaps [W, E] and, where there is a bias, dbias [E].
-void ConvBackwardTaps(const float* dy, const float* history, const float* taps, const float* bias, float* da,
-                      float* dtaps, float* dbias, size_t rows, size_t channels, size_t width, bool silu) {
-  const hn::ScalableTag<float> d;
-  const size_t lanes = hn::Lanes(d);
-  const auto one = hn::Set(d, 1.0f);
-  for (size_t t = 0; t < rows; ++t) {
-    for (size_t e = 0; e < channels; e += lanes) {
-      const size_t count = HWY_MIN(lanes, channels - e);
-      auto gradient = LoadFirst(d, dy + t * channels + e, count);
-      if (silu) {
-        auto a = bias != nullptr ? LoadFirst(d, bias + e, count) : hn::Zero(d);
-        for (size_t j = 0; j < width; ++j) {
-          a = hn::MulAdd(LoadFirst(d, taps + j * channels + e, count),
-                         LoadFirst(d, history + (t + j) * channels + e, count), a);
-        }
-        const auto s = Sigmoid(d, a);
-        gradient = hn::Mul(gradient, hn::Mul(s, hn::MulAdd(a, hn::Sub(one, s), one)));
-      }
-      StoreFirst(d, gradient, da + t * channels + e, count);
-      for (size_t j = 0; j < width; ++j) {
-        const auto x = LoadFirst(d, history + (t + j) * channels + e, count);
-        StoreFirst(d, hn::MulAdd(gradient, x, LoadFirst(d, dtaps + j * channels + e, count)), dtaps + j * channels + e,
-                   count);
-      }
-      if (dbias != nullptr) StoreFirst(d, hn::Add(gradient, LoadFirst(d, dbias + e, count)), dbias + e, count);
-    }
-  }
-}
-
-/// dx rows first .. last of the history of one sequence whose da has `tokens` rows: dx_s = sum_j taps_j da_{s-j}.
-void ConvBackwardInput(const float* da, const float* taps, float* dx, size_t first, size_t last, size_t tokens,
-                       size_t channels, size_t width) {
-  const hn::ScalableTag<float> d;
-  const size_t lanes = hn::Lanes(d);
-  for (size_t s = first; s < last; ++s) {
-    for (size_t e = 0; e < channels; e += lanes) {
-      const size_t count = HWY_MIN(lanes, channels - e);
-      auto sum = hn::Zero(d);
-      for (size_t j = 0; j < width; ++j) {
-        if (s < j || s - j >= tokens) continue;
-        sum = hn::MulAdd(LoadFirst(d, taps + j * channels + e, count), LoadFirst(d, da + (s - j) * channels + e, count),
-                         sum);
-      }
-      StoreFirst(d, sum, dx + s * channels + e, count);
-    }
-  }
-}
-
-}  // namespace seqloom::ops::cpu::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
 namespace seqloom::ops::cpu {
-
-HWY_EXPORT(ConvForward);
-HWY_EXPORT(ConvBackwardTaps);
-HWY_EXPORT(ConvBackwardInput);
-
 namespace {
+
+using torch::Tensor;
 
 /// Rows that one task takes. The cut does not depend on the number of threads, so results do not either.
 constexpr int64_t kRows = 256;
 
-int64_t blocks(int64_t rows) {
-  return (rows + kRows - 1) / kRows;
-}
+/// Rows [first, last) of a sequence.
+struct Task {
+  int64_t sequence, first, last;
+};
 
-const float* pointer(const torch::Tensor& t) {
-  return t.defined() ? t.const_data_ptr<float>() : nullptr;
-}
-
-/// Runs work(sequence, first row, last row) over all blocks of rows in parallel.
-template <typename Work>
-void for_row_blocks(int64_t batch, int64_t rows, Work work) {
-  const int64_t per_sequence = blocks(rows);
-  at::parallel_for(0, batch * per_sequence, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % per_sequence * kRows;
-      work(task / per_sequence, first, std::min(rows, first + kRows));
+std::vector<Task> tasks_of(const std::vector<int64_t>& offsets) {
+  std::vector<Task> tasks;
+  for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+    const int64_t tokens = offsets[s + 1] - offsets[s];
+    for (int64_t first = 0; first < tokens; first += kRows) {
+      tasks.push_back({static_cast<int64_t>(s), first, std::min(tokens, first + kRows)});
     }
+  }
+  return tasks;
+}
+
+/// Runs work(task, its number) in parallel.
+template <typename Work>
+void for_tasks(const std::vector<Task>& tasks, Work work) {
+  at::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(tasks[i], i);
   });
+}
+
+/// Floats of one sequence's state.
+int64_t state_size(const ConvInputs& in) {
+  return in.state.size(1) * in.state.size(2);
+}
+
+template <typename T>
+ConvRows<T> inputs_of(const ConvInputs& in, const Task& task) {
+  const int64_t first = in.offsets[task.sequence];
+  return {rows_of<const T>(in.x, first),
+          in.state.const_data_ptr<float>() + task.sequence * state_size(in),
+          in.taps.const_data_ptr<float>(),
+          in.bias.defined() ? in.bias.const_data_ptr<float>() : nullptr,
+          static_cast<size_t>(in.offsets[task.sequence + 1] - first),
+          static_cast<size_t>(in.x.size(1)),
+          static_cast<size_t>(in.taps.size(0)),
+          in.silu};
+}
+
+template <typename T>
+void run_forward(const ConvInputs& in, ConvOutputs& out) {
+  auto* state = out.state.mutable_data_ptr<float>();
+  for_tasks(tasks_of(in.offsets), [&](const Task& task, int64_t) {
+    const ConvForward<T> rows{rows_of<T>(out.y, in.offsets[task.sequence]), state + task.sequence * state_size(in)};
+    conv_forward_rows(inputs_of<T>(in, task), rows, task.first, task.last);
+  });
+}
+
+/// sums [tasks, W + 1, E], zeros.
+template <typename T>
+void run_backward(const ConvInputs& in, const std::vector<Task>& tasks, const Tensor& dy, const Tensor& dlast,
+                  ConvGradients& g, Tensor& sums) {
+  auto *dstate = g.state.mutable_data_ptr<float>(), *sum = sums.mutable_data_ptr<float>();
+  for_tasks(tasks, [&](const Task& task, int64_t i) {
+    const int64_t first = in.offsets[task.sequence], state = task.sequence * state_size(in);
+    const ConvBackward<T> rows{rows_of<const T>(dy, first), rows_of<T>(g.x, first),
+                               dlast.const_data_ptr<float>() + state, dstate + state,
+                               sum + i * sums.size(1) * sums.size(2)};
+    conv_backward_rows(inputs_of<T>(in, task), rows, task.first, task.last);
+  });
+}
+
+bool is_narrow(const ConvInputs& in) {
+  return in.x.scalar_type() == torch::kBFloat16;
 }
 
 }  // namespace
 
-torch::Tensor causal_conv1d_forward(const torch::Tensor& history, const torch::Tensor& weight,
-                                    const torch::Tensor& bias, bool silu) {
-  const int64_t batch = history.size(0), channels = history.size(2), width = weight.size(1);
-  const int64_t tokens = history.size(1) - width + 1;
-  const torch::Tensor taps = weight.t().contiguous();
-  torch::Tensor y = torch::empty({batch, tokens, channels}, history.options());
-  float* out = y.mutable_data_ptr<float>();
-  for_row_blocks(batch, tokens, [&](int64_t b, int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(ConvForward)
-    (pointer(history) + (b * history.size(1) + first) * channels, pointer(taps), pointer(bias),
-     out + (b * tokens + first) * channels, last - first, channels, width, silu);
-  });
-  return y;
+ConvOutputs causal_conv1d_forward(const ConvInputs& in) {
+  // a sequence without rows leaves its state as it was
+  ConvOutputs out{torch::empty(in.x.sizes(), in.x.options()), in.state.clone()};
+  (is_narrow(in) ? run_forward<uint16_t> : run_forward<float>)(in, out);
+  return out;
 }
 
-std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> causal_conv1d_backward(const torch::Tensor& dy,
-                                                                               const torch::Tensor& history,
-                                                                               const torch::Tensor& weight,
-                                                                               const torch::Tensor& bias, bool silu) {
-  const int64_t batch = history.size(0), channels = history.size(2), width = weight.size(1), tokens = dy.size(1);
-  const torch::Tensor taps = weight.t().contiguous();
-  torch::Tensor da = torch::empty_like(dy), dx = torch::empty_like(history);
-  // every task sums into a part of its own: taps and, last, bias
-  torch::Tensor sums = torch::zeros({batch * blocks(tokens), width + 1, channels}, dy.options());
-  float *da_out = da.mutable_data_ptr<float>(), *dx_out = dx.mutable_data_ptr<float>(),
-        *sum_out = sums.mutable_data_ptr<float>();
-  for_row_blocks(batch, tokens, [&](int64_t b, int64_t first, int64_t last) {
-    float* own = sum_out + (b * blocks(tokens) + first / kRows) * (width + 1) * channels;
-    const int64_t row = (b * tokens + first) * channels;
-    HWY_DYNAMIC_DISPATCH(ConvBackwardTaps)
-    (pointer(dy) + row, pointer(history) + (b * history.size(1) + first) * channels, pointer(taps), pointer(bias),
-     da_out + row, own, bias.defined() ? own + width * channels : nullptr, last - first, channels, width, silu);
-  });
-  for_row_blocks(batch, history.size(1), [&](int64_t b, int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(ConvBackwardInput)
-    (da_out + b * tokens * channels, pointer(taps), dx_out + b * history.size(1) * channels, first, last, tokens,
-     channels, width);
-  });
-  const torch::Tensor total = sums.sum(0);
-  return {dx, total.narrow(0, 0, width).t().contiguous(), bias.defined() ? total.select(0, width) : torch::Tensor()};
+ConvGradients causal_conv1d_backward(const ConvInputs& in, const Tensor& dy, const Tensor& dstate) {
+  const std::vector<Task> tasks = tasks_of(in.offsets);
+  const int64_t width = in.taps.size(0);
+  Tensor sums = torch::zeros({static_cast<int64_t>(tasks.size()), width + 1, in.taps.size(1)}, in.taps.options());
+  ConvGradients g;
+  g.x = torch::empty(in.x.sizes(), in.x.options());
+  g.state = dstate.clone();
+  (is_narrow(in) ? run_backward<uint16_t> : run_backward<float>)(in, tasks, dy, dstate, g, sums);
+  const Tensor total = sums.sum(0);
+  g.taps = total.narrow(0, 0, width);
+  if (in.bias.defined()) g.bias = total.select(0, width);
+  return g;
 }
 
 }  // namespace seqloom::ops::cpu
-#endif  // HWY_ONCE

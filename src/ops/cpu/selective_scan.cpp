@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "ops/cpu/matrix_rows.h"
 #include "ops/cpu/selective_scan_rows.h"
 
 namespace seqloom::ops::cpu {
@@ -20,13 +21,6 @@ float* writable(torch::Tensor& t) {
 template <typename P>
 P* shifted(P* p, int64_t by) {
   return p == nullptr ? nullptr : p + by;
-}
-
-/// The rows of [R, E] from `first` on.
-template <typename T>
-RowsOf<T> rows_of(const torch::Tensor& t, int64_t first) {
-  if (!t.defined()) return {nullptr, 0};
-  return {static_cast<T*>(t.data_ptr()) + first * t.stride(0), static_cast<size_t>(t.stride(0))};
 }
 
 struct Sizes {

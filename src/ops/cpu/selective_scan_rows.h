@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/cpu/rows_of.h"
+
 namespace seqloom::ops::cpu {
 
 /// Channels that are read and written together, row by row; also those over which the backward pass sums dB and dC.
@@ -11,13 +13,6 @@ constexpr size_t kPanel = 128;
 /// Tokens that are worked on together, and between two states that are kept for the backward pass. What some channels
 /// need of a tile stays in the first cache.
 constexpr size_t kTile = 32;
-
-/// Rows of a matrix, `stride` elements apart; absent without data. T is float or uint16_t, the bits of a bfloat16.
-template <typename T>
-struct RowsOf {
-  T* data;
-  size_t stride;
-};
 
 /// Raw pointers into ScanInputs for one sequence.
 template <typename T>
