@@ -27,18 +27,12 @@ Tensor ResidualBlock::around(const Tensor& x, Mix mix) {
   return channel_ ? channel_norm_->forward(y + channel_->forward(y)) : y;
 }
 
-Tensor ResidualBlock::convolved(const Tensor& x, Tensor& window, const Layout& layout) {
-  if (!layout.is_packed()) return conv_->forward(x, window, Columns(layout, x));
-  const Tensor rows = layout.unpack(x);
-  window = conv_->empty_window(rows.size(0), window.options());
-  return layout.pack(conv_->forward(rows, window, Columns(layout.unpacked(), rows)));
-}
-
 Tensor ResidualBlock::forward(const Tensor& x, Pass& pass) {
   return around(x, [&](Tensor input) {
     if (conv_) {
-      Tensor window = conv_->empty_window(x.size(0), x.options().requires_grad(false));
-      input = convolved(input, window, pass.layout);
+      const int64_t sequences = pass.layout.sequences(x.size(0));
+      Tensor window = conv_->empty_window(sequences, x.options().requires_grad(false));
+      input = conv_->forward(input, window, Columns(pass.layout, input));
     }
     Tensor y = mixer_->forward(input, pass);
     if (pass.watch) {
@@ -53,7 +47,8 @@ Tensor ResidualBlock::extend(const Tensor& x, Memory& memory, Pass& pass) {
   if (conv_) memory.advance(x.size(1), pass.layout.keep(x.size(0), x.size(1)));  // else the memory is the mixer's
   return around(x, [&](const Tensor& input) {
     if (!conv_) return causal_mixer().extend(input, memory, pass);
-    return causal_mixer().extend(convolved(input, memory["conv"], pass.layout), memory.child("mixer"), pass);
+    const Tensor local = conv_->forward(input, memory["conv"], Columns(pass.layout, input));
+    return causal_mixer().extend(local, memory.child("mixer"), pass);
   });
 }
 

@@ -43,7 +43,6 @@ class ResidualBlock : public torch::nn::Module {
   template <typename Mix>
   Tensor around(const Tensor& x, Mix mix);
   CausalMixer& causal_mixer() const;
-  Tensor convolved(const Tensor& x, Tensor& window, const Layout& layout);
 
   bool pre_;
   std::shared_ptr<ShortConv> conv_;

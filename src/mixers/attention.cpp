@@ -57,15 +57,6 @@ RopeOptions rope_options(const AttentionOptions& o) {
   return rope;
 }
 
-/// The place of each packed token in its row, [1, N]. x [1, N, D].
-Tensor packed_positions(const Tensor& offsets, const Tensor& x) {
-  if (x.size(0) != 1 || offsets[-1].item<int64_t>() != x.size(1)) {
-    misuse("layout: packed rows end at {} but x is {}", offsets[-1].item<int64_t>(), fmt::streamed(x.sizes()));
-  }
-  const Tensor first = offsets.narrow(0, 0, offsets.size(0) - 1).to(x.device());
-  return token_positions(x, Pass()).sub(first.repeat_interleave(offsets.diff().to(x.device()))).unsqueeze(0);
-}
-
 /// The last `limit` entries along `dim`, all when limit < 0.
 Tensor last(const Tensor& x, int64_t dim, int64_t limit) {
   const int64_t stay = limit < 0 ? x.size(dim) : std::min(limit, x.size(dim));
@@ -283,20 +274,20 @@ bool Attention::takes_packed() const {
 
 Tensor Attention::mix_packed(const Tensor& x, const Pass& pass) {
   const Tensor &context = pass.context, &offsets = pass.layout.offsets();
-  const Tensor where = pass.positions.defined() ? given_positions(x, pass) : packed_positions(offsets, x);
-  const Placed tokens = place(x, where, {}, {});
+  const Placed tokens = place(x, token_positions(x, pass), {}, {});
   Placed source = tokens;
   Tensor source_offsets = offsets;
   std::optional<Tensor> keep;
   if (context.defined()) {
     const bool packed = pass.context_layout.is_packed();
+    if (packed) pass.context_layout.check_packed(context);
     check_context(packed ? 1 : offsets.size(0) - 1, context);
     source_offsets =
         packed ? pass.context_layout.offsets() : torch::arange(offsets.size(0), offsets.options()) * context.size(1);
     const Tensor real = packed ? Tensor() : pass.context_layout.keep(context.size(0), context.size(1));
     if (real.defined()) keep = real.flatten();
     const Tensor rows = context.flatten(0, 1).unsqueeze(0);
-    source = place(rows, packed_positions(source_offsets, rows), {}, {});
+    source = place(rows, counted_positions(rows, Layout::packed(source_offsets)), {}, {});
   }
   const auto rows = [](const Tensor& heads) { return heads.squeeze(0).transpose(0, 1); };  // [1, H, N, d] -> [N, H, d]
   const auto [k, v] = keys_values(source);

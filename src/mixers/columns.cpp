@@ -32,7 +32,11 @@ Tensor kept(const Layout& layout, int64_t batch, int64_t tokens) {
 }  // namespace
 
 Columns::Columns(const Layout& layout, const Tensor& x)
-    : batch_(x.size(0)), tokens_(x.size(1)), size_(tokens_), keep_(kept(layout, batch_, tokens_)) {
+    : batch_(x.size(0)),
+      tokens_(x.size(1)),
+      size_(tokens_),
+      cu_seqlens_(layout.cu_seqlens()),
+      keep_(kept(layout, batch_, tokens_)) {
   const auto indices = torch::TensorOptions(torch::kInt64).device(x.device());
   counts_ = torch::full({batch_}, tokens_, indices);
   if (keep_.defined()) arrange(torch::zeros({batch_, 1}, indices));

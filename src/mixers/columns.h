@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "base/torch.h"
 #include "mixers/layout.h"
@@ -23,6 +24,8 @@ class Columns {
   int64_t phase() const { return phase_; }
   /// [B, C] bool; undefined when the columns are the tokens themselves.
   const torch::Tensor& real() const { return real_; }
+  /// Where packed rows begin, which are columns as they are; none unless packed.
+  const std::optional<torch::Tensor>& cu_seqlens() const { return cu_seqlens_; }
   /// Real tokens of each row, [B] int64.
   const torch::Tensor& counts() const { return counts_; }
 
@@ -46,6 +49,7 @@ class Columns {
   void arrange(const torch::Tensor& shift);
 
   int64_t batch_, tokens_, size_, phase_ = 0;
+  std::optional<torch::Tensor> cu_seqlens_;
   torch::Tensor counts_, real_;
   torch::Tensor keep_;    // [B, T] bool
   torch::Tensor shift_;   // [B, 1] int64

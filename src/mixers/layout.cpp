@@ -55,11 +55,22 @@ torch::Tensor Layout::keep(int64_t batch, int64_t tokens) const {
   return keep_;
 }
 
+std::optional<torch::Tensor> Layout::cu_seqlens() const {
+  return is_packed() ? std::make_optional(offsets_) : std::nullopt;
+}
+
+int64_t Layout::sequences(int64_t batch) const {
+  return is_packed() ? offsets_.size(0) - 1 : batch;
+}
+
+void Layout::check_packed(const torch::Tensor& x) const {
+  if (x.size(0) == 1 && offsets_[-1].item<int64_t>() == x.size(1)) return;
+  misuse("layout: packed rows end at {} but x is {}", offsets_[-1].item<int64_t>(), fmt::streamed(x.sizes()));
+}
+
 torch::Tensor Layout::unpack(const torch::Tensor& x) const {
+  check_packed(x);
   const auto lengths = row_lengths(offsets_);
-  if (x.size(0) != 1 || offsets_[-1].item<int64_t>() != x.size(1)) {
-    misuse("layout: packed rows end at {} but x is {}", offsets_[-1].item<int64_t>(), fmt::streamed(x.sizes()));
-  }
   const int64_t rows = lengths.size(0), longest = std::max<int64_t>(1, lengths.max().item<int64_t>());
   // index_put keeps this differentiable and copies real tokens only
   auto padded = torch::zeros({rows, longest, x.size(2)}, x.options());

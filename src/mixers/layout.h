@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,12 @@ class Layout {
   bool is_dense() const { return !lengths_.defined() && !keep_.defined() && !offsets_.defined(); }
   bool is_packed() const { return offsets_.defined(); }
   const torch::Tensor& offsets() const { return offsets_; }
+  /// The offsets as ops take them: none unless packed.
+  std::optional<torch::Tensor> cu_seqlens() const;
+  /// Sequences in x of `batch` rows: R when packed.
+  int64_t sequences(int64_t batch) const;
+  /// Throws UsageError unless the packed rows fill x [1, N, D].
+  void check_packed(const torch::Tensor& x) const;
 
   /// [B, T] bool, true for real tokens; undefined when dense. Throws UsageError when B or T do not agree.
   torch::Tensor keep(int64_t batch, int64_t tokens) const;

@@ -62,19 +62,20 @@ Tensor Mamba::step_size(const Selected& s) const {
   return torch::softplus(ops::widened(s.delta) + ops::widened(dt_proj_->bias));
 }
 
-std::pair<Tensor, Tensor> Mamba::scan(const Selected& s, bool gated, const Tensor& initial_state) {
+std::pair<Tensor, Tensor> Mamba::scan(const Selected& s, bool gated, const Tensor& initial_state,
+                                      const Layout& layout) {
   const auto channels_first = [](const Tensor& t) { return t.transpose(1, 2); };
   const std::optional<Tensor> z = gated ? std::make_optional(channels_first(s.z)) : std::nullopt;
   const std::optional<Tensor> bias = s.positive ? std::nullopt : std::make_optional(dt_proj_->bias);
   const auto [y, state] =
       ops::selective_scan(channels_first(s.u), channels_first(s.delta), A(), channels_first(s.B), channels_first(s.C),
-                          D_, z, bias, /*delta_softplus=*/!s.positive, initial_state);
+                          D_, z, bias, /*delta_softplus=*/!s.positive, initial_state, layout.cu_seqlens());
   return {channels_first(y), state};
 }
 
 Tensor Mamba::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Selected s = select(x, memory, pass.layout);
-  const auto [y, state] = scan(s, /*gated=*/true, memory["ssm"]);
+  const auto [y, state] = scan(s, /*gated=*/true, memory["ssm"], pass.layout);
   memory["ssm"] = state;
   return out_proj_(y.to(x.scalar_type()));
 }
@@ -110,8 +111,8 @@ Memory Mamba::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Selected s = select(x, memory, Layout());
   Memory element;
   element["log_decay"] = A() * step_size(s).sum(1).unsqueeze(-1);
-  element["ssm"] =
-      scan(s, /*gated=*/false, torch::zeros({x.size(0), inner_, options_.d_state}, state_options())).second;
+  const Tensor nothing = torch::zeros({x.size(0), inner_, options_.d_state}, state_options());
+  element["ssm"] = scan(s, /*gated=*/false, nothing, Layout()).second;
   return element;
 }
 

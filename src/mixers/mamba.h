@@ -47,6 +47,7 @@ class Mamba final : public ScannableMixer {
   std::vector<Tensor> without_weight_decay() const override { return {A_log_, D_, dt_proj_->bias}; }
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   int64_t reach() const override { return options_.d_conv - 1; }
   std::vector<std::string> context() const override { return {"conv"}; }
@@ -63,7 +64,7 @@ class Mamba final : public ScannableMixer {
     bool positive;
   };
   Selected select(const Tensor& x, Memory& memory, const Layout& layout);
-  std::pair<Tensor, Tensor> scan(const Selected& s, bool gated, const Tensor& initial_state);
+  std::pair<Tensor, Tensor> scan(const Selected& s, bool gated, const Tensor& initial_state, const Layout& layout);
   Tensor step_size(const Selected& s) const;  // softplus(delta + bias), at least float32
   Tensor A() const;
 

@@ -42,7 +42,9 @@ Tensor Mixer::forward(const Tensor& x) {
 
 Tensor Mixer::forward(const Tensor& x, Pass& pass) {
   check_input(x);
-  if (!pass.layout.is_packed() || takes_packed()) return mix(x, pass);
+  if (!pass.layout.is_packed()) return mix(x, pass);
+  pass.layout.check_packed(x);
+  if (takes_packed()) return mix(x, pass);
   const Layout packed = pass.layout;
   pass.layout = packed.unpacked();
   const Tensor y = mix(packed.unpack(x), pass);
@@ -90,7 +92,7 @@ Tensor CausalMixer::extend(const Tensor& x, Memory& memory, Pass& pass) {
 }
 
 Tensor CausalMixer::mix(const Tensor& x, Pass& pass) {
-  Memory memory = empty_memory(x.size(0));
+  Memory memory = empty_memory(pass.layout.sequences(x.size(0)));
   return read(x, memory, pass);
 }
 

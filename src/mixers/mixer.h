@@ -75,7 +75,8 @@ class CausalMixer : public Mixer {
   Tensor extend(const Tensor& x, Memory& memory);
 
  protected:
-  /// As `extend`; the memory's counts are those before x's first token and are advanced by the caller.
+  /// As `extend`; the memory's counts are those before x's first token and are advanced by the caller. A mixer that
+  /// takes packed rows reads them into an empty memory, which has a row for each.
   virtual Tensor read(const Tensor& x, Memory& memory, Pass& pass) = 0;
   Tensor mix(const Tensor& x, Pass& pass) override;
 };

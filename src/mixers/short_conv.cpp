@@ -13,14 +13,19 @@ ShortConv::ShortConv(int64_t channels, int64_t kernel, bool bias, bool silu) : s
 }
 
 torch::Tensor ShortConv::forward(const torch::Tensor& x, torch::Tensor& window) {
+  return convolved(x, window, {});
+}
+
+torch::Tensor ShortConv::convolved(const torch::Tensor& x, torch::Tensor& window,
+                                   const std::optional<torch::Tensor>& cu_seqlens) {
   const auto bias = bias_.defined() ? std::make_optional(bias_) : std::nullopt;
-  auto [y, after] = ops::causal_conv1d(x.transpose(1, 2), weight_.squeeze(1), bias, window, silu_);
+  auto [y, after] = ops::causal_conv1d(x.transpose(1, 2), weight_.squeeze(1), bias, window, silu_, cu_seqlens);
   window = after;
   return y.transpose(1, 2);
 }
 
 torch::Tensor ShortConv::forward(const torch::Tensor& x, torch::Tensor& window, const Columns& columns) {
-  if (!columns.real().defined()) return forward(x, window);
+  if (!columns.real().defined()) return convolved(x, window, columns.cu_seqlens());
   const torch::Tensor real = columns.gather(x), before = window.transpose(1, 2);
   const torch::Tensor y = forward(real, window);
   window = columns.slid(before, real).transpose(1, 2).contiguous();

@@ -12,12 +12,16 @@ class ShortConv : public torch::nn::Module {
 
   /// x [B, T, C] -> y [B, T, C]. `window` [B, C, W-1] holds the last inputs before x and is replaced by those after it.
   torch::Tensor forward(const torch::Tensor& x, torch::Tensor& window);
-  /// The same where padding stands among x's tokens: it is passed over, y is 0 there. `columns` are those of x.
+  /// The same where padding stands among x's tokens: it is passed over, y is 0 there. `columns` are those of x; of
+  /// packed rows each has its window.
   torch::Tensor forward(const torch::Tensor& x, torch::Tensor& window, const Columns& columns);
   torch::Tensor empty_window(int64_t batch, const torch::TensorOptions& options) const;
   int64_t kernel() const { return weight_.size(2); }
 
  private:
+  torch::Tensor convolved(const torch::Tensor& x, torch::Tensor& window,
+                          const std::optional<torch::Tensor>& cu_seqlens);
+
   torch::Tensor weight_, bias_;
   bool silu_;
 };
