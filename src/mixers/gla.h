@@ -58,6 +58,7 @@ class Gla final : public ScannableMixer {
   std::optional<MatrixForm> matrix(const Tensor& x) override;
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   int64_t reach() const override { return options_.use_short_conv ? options_.conv_size - 1 : 0; }
   std::vector<std::string> context() const override;

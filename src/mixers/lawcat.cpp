@@ -101,11 +101,11 @@ Lawcat::Projected Lawcat::project(const Tensor& x, Memory& memory, Pass& pass) {
   return p;
 }
 
-Tensor Lawcat::attend(const Projected& p, Memory& memory) const {
+Tensor Lawcat::attend(const Projected& p, Memory& memory, const Layout& layout) const {
   const auto& [q, k, v, log_decay] = p;
   if (options_.normalize) {
-    const auto [o, S, z] =
-        ops::normalized_gated_linear_attention(q, k, v, log_decay, /*scale=*/1, options_.eps, memory["S"], memory["z"]);
+    const auto [o, S, z] = ops::normalized_gated_linear_attention(q, k, v, log_decay, /*scale=*/1, options_.eps,
+                                                                  memory["S"], memory["z"], layout.cu_seqlens());
     memory["S"] = S;
     memory["z"] = z;
     return o;
@@ -113,14 +113,14 @@ Tensor Lawcat::attend(const Projected& p, Memory& memory) const {
   // z is the state of a value that is always one
   const Tensor values = torch::constant_pad_nd(ops::widened(v), {0, 1}, 1);
   const Tensor start = torch::cat({memory["S"], memory["z"].unsqueeze(-1)}, -1);
-  const auto [o, state] = ops::gated_linear_attention(q, k, values, log_decay, /*scale=*/1, start);
+  const auto [o, state] = ops::gated_linear_attention(q, k, values, log_decay, /*scale=*/1, start, layout.cu_seqlens());
   memory["S"] = state.narrow(-1, 0, head_width_);
   memory["z"] = state.select(-1, head_width_);
   return o.narrow(-1, 0, head_width_).to(v.scalar_type());
 }
 
 Tensor Lawcat::read(const Tensor& x, Memory& memory, Pass& pass) {
-  const Tensor o = attend(project(x, memory, pass), memory);
+  const Tensor o = attend(project(x, memory, pass), memory, pass.layout);
   if (pass.watch) pass.watch("attn", o);
   return o_proj_(merge_heads(o));
 }
@@ -147,7 +147,7 @@ Memory Lawcat::identity_element(int64_t batch) const {
 Memory Lawcat::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = project(x, memory, pass);
   Memory sums = empty_memory(x.size(0)), element;
-  attend(p, sums);
+  attend(p, sums, pass.layout);
   const Tensor log_decay = p.log_decay.sum(1);
   element["log_decay"] = options_.gate == "vector" ? log_decay : log_decay.unsqueeze(-1);
   element["S"] = sums["S"];

@@ -75,6 +75,7 @@ class Lawcat final : public ScannableMixer {
   std::optional<MatrixForm> matrix(const Tensor& x) override;
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   int64_t reach() const override { return options_.conv_size - 1; }
   std::vector<std::string> context() const override { return {"q_conv", "k_conv"}; }
@@ -94,7 +95,7 @@ class Lawcat final : public ScannableMixer {
                   const Columns& columns);
   Tensor per_query_head(const Tensor& x) const;  // [B, T, Hkv, ...] -> [B, T, H, ...]
   /// Reads p into the memory, returns the heads' outputs.
-  Tensor attend(const Projected& p, Memory& memory) const;
+  Tensor attend(const Projected& p, Memory& memory, const Layout& layout) const;
 
   Options options_;
   int64_t kv_heads_, head_width_, feature_width_;  // K = V, F

@@ -50,16 +50,30 @@ Tensor LinearAttention::finish(const Tensor& o) {
   return o_proj_(merge_heads(norm_ ? norm_->forward(o) : o));
 }
 
+namespace {
+
+/// Of k [B, T, H, K], the sum over the tokens of each sequence, [S, H, K].
+Tensor sums(const Tensor& k, const Layout& layout) {
+  if (!layout.is_packed()) return ops::widened(k).sum(1);
+  const Tensor row =
+      torch::arange(layout.sequences(1), layout.offsets().options()).repeat_interleave(layout.offsets().diff());
+  const Tensor tokens = ops::widened(k).squeeze(0);
+  return torch::zeros({layout.sequences(1), k.size(2), k.size(3)}, tokens.options())
+      .index_add(0, row.to(k.device()), tokens);
+}
+
+}  // namespace
+
 Tensor LinearAttention::read(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v] = project(x, pass.layout);
   if (!options_.normalize) {
-    const auto [o, S] = ops::gated_linear_attention(q, k, v, {}, options_.scale, memory["S"]);
+    const auto [o, S] = ops::gated_linear_attention(q, k, v, {}, options_.scale, memory["S"], pass.layout.cu_seqlens());
     memory["S"] = S;
-    memory["z"] = memory["z"] + ops::widened(k).sum(1);
+    memory["z"] = memory["z"] + sums(k, pass.layout);
     return finish(o);
   }
-  const auto [o, S, z] =
-      ops::normalized_gated_linear_attention(q, k, v, {}, options_.scale, options_.eps, memory["S"], memory["z"]);
+  const auto [o, S, z] = ops::normalized_gated_linear_attention(q, k, v, {}, options_.scale, options_.eps, memory["S"],
+                                                                memory["z"], pass.layout.cu_seqlens());
   memory["S"] = S.contiguous();  // parts of one tensor: a memory holds no more than its own
   memory["z"] = z.contiguous();
   return finish(o);

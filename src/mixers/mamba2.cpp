@@ -87,8 +87,8 @@ Mamba2::Selected Mamba2::select(const Tensor& u, Memory& memory, const Layout& l
   return s;
 }
 
-std::tuple<Tensor, Tensor> Mamba2::scan(const Selected& s, const Tensor& initial_state) const {
-  return ops::ssd(s.x, s.dt, A(), s.B, s.C, skip(), {}, {}, initial_state, options_.chunk_size);
+std::tuple<Tensor, Tensor> Mamba2::scan(const Selected& s, const Tensor& initial_state, const Layout& layout) const {
+  return ops::ssd(s.x, s.dt, A(), s.B, s.C, skip(), {}, {}, initial_state, layout.cu_seqlens(), options_.chunk_size);
 }
 
 Tensor Mamba2::finish(const Tensor& y, const Selected& s, torch::ScalarType type) {
@@ -99,7 +99,7 @@ Tensor Mamba2::finish(const Tensor& y, const Selected& s, torch::ScalarType type
 
 Tensor Mamba2::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Selected s = select(x, memory, pass.layout);
-  const auto [y, state] = scan(s, memory["ssm"]);
+  const auto [y, state] = scan(s, memory["ssm"], pass.layout);
   memory["ssm"] = state;
   return finish(y, s, x.scalar_type());
 }
@@ -125,7 +125,7 @@ Memory Mamba2::element(const Tensor& x, Memory& memory, Pass& pass) {
   const Selected s = select(x, memory, Layout());
   Memory element;
   element["log_decay"] = A() * s.dt.sum(1);
-  element["ssm"] = std::get<1>(scan(s, state_like(x.size(0))));
+  element["ssm"] = std::get<1>(scan(s, state_like(x.size(0)), Layout()));
   return element;
 }
 

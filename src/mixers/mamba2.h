@@ -61,6 +61,7 @@ class Mamba2 final : public ScannableMixer {
   static Config from_case(Config config, const std::map<std::string, std::vector<int64_t>>& shapes);
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   int64_t reach() const override { return options_.d_conv - 1; }
   std::vector<std::string> context() const override { return {"conv"}; }
@@ -78,7 +79,7 @@ class Mamba2 final : public ScannableMixer {
     Tensor B, C;  // [B, T, G, N]
   };
   Selected select(const Tensor& u, Memory& memory, const Layout& layout);
-  std::tuple<Tensor, Tensor> scan(const Selected& s, const Tensor& initial_state) const;
+  std::tuple<Tensor, Tensor> scan(const Selected& s, const Tensor& initial_state, const Layout& layout) const;
   Tensor finish(const Tensor& y, const Selected& s, torch::ScalarType type);  // y [B, T, H, P] -> [B, T, D]
   Tensor state_like(int64_t batch) const;                                     // zeros [B, H, P, N]
   Tensor A() const;

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/cpu/gated_linear_attention.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -18,7 +19,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
-                  const std::optional<Tensor>& state, int64_t chunk) {
+                  const std::optional<Tensor>& state, int64_t sequences, int64_t chunk) {
   if (q.dim() != 4 || k.sizes() != q.sizes() || v.dim() != 4 || v.sizes().slice(0, 3) != q.sizes().slice(0, 3)) {
     misuse("gated_linear_attention: q {}, k {}, v {}: expected q, k [B, T, H, K] and v [B, T, H, V]",
            fmt::streamed(q.sizes()), fmt::streamed(k.sizes()), fmt::streamed(v.sizes()));
@@ -27,12 +28,29 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std::
     misuse("gated_linear_attention: log_decay is {}, expected [B, T, H, K] or [B, T, H] of q {}",
            fmt::streamed(g->sizes()), fmt::streamed(q.sizes()));
   }
-  const std::vector<int64_t> state_shape = {q.size(0), q.size(2), q.size(3), v.size(3)};
+  const std::vector<int64_t> state_shape = {sequences, q.size(2), q.size(3), v.size(3)};
   if (state && state->sizes() != torch::IntArrayRef(state_shape)) {
-    misuse("gated_linear_attention: the initial state is {}, expected [B, H, K, V] = {}", fmt::streamed(state->sizes()),
-           fmt::streamed(torch::IntArrayRef(state_shape)));
+    misuse(
+        "gated_linear_attention: the initial state is {}, expected [B, H, K, V], or [S, H, K, V] of packed "
+        "sequences, {}",
+        fmt::streamed(state->sizes()), fmt::streamed(torch::IntArrayRef(state_shape)));
   }
   check_recurrence("gated_linear_attention", q, v, g, chunk);
+}
+
+/// Checked offsets of packed sequences, undefined without.
+Tensor offsets_of(const Tensor& q, const std::optional<Tensor>& cu_seqlens) {
+  if (!cu_seqlens) return Tensor();
+  if (q.dim() != 4 || q.size(0) != 1) {
+    misuse("gated_linear_attention: q is {}, expected packed sequences [1, T, H, K] beside cu_seqlens",
+           fmt::streamed(q.sizes()));
+  }
+  return checked_offsets(*cu_seqlens, q.size(1), "gated_linear_attention: cu_seqlens");
+}
+
+/// Sequences of q [B, T, H, K].
+int64_t count_sequences(const Tensor& q, const Tensor& offsets) {
+  return offsets.defined() ? offsets.size(0) - 1 : q.dim() > 0 ? q.size(0) : 0;
 }
 
 Tensor lower_triangle(int64_t size, const Tensor& like) {
@@ -125,20 +143,39 @@ std::tuple<Tensor, Tensor> in_chunks(const Tensor& q, const Tensor& k, const Ten
   return {from_chunks(o, tokens).to(v.scalar_type()), last};
 }
 
-std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
-                                     double scale, const Tensor& state, int64_t chunk) {
+std::tuple<Tensor, Tensor> dense_reference(const Tensor& q, const Tensor& k, const Tensor& v,
+                                           const std::optional<Tensor>& g, double scale, const Tensor& state,
+                                           int64_t chunk) {
+  if (q.size(1) == 0) return {v, state};
   return q.size(1) == 1 ? one_token(q, k, v, g, scale, state) : in_chunks(q, k, v, g, scale, state, chunk);
+}
+
+/// Packed sequences one by one; offsets are undefined without.
+std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
+                                     double scale, const Tensor& state, int64_t chunk, const Tensor& offsets) {
+  if (!offsets.defined()) return dense_reference(q, k, v, g, scale, state, chunk);
+  const auto parts = [&](const Tensor& t) { return split_sequences(t, offsets, 1); };
+  const auto qs = parts(q), ks = parts(k), vs = parts(v), gates = g ? parts(*g) : qs, before = state.split(1, 0);
+  std::vector<Tensor> os, states;
+  for (size_t s = 0; s < qs.size(); ++s) {
+    const auto gate = g ? std::make_optional(gates[s]) : std::nullopt;
+    const auto [o, last] = dense_reference(qs[s], ks[s], vs[s], gate, scale, before[s], chunk);
+    os.push_back(o);
+    states.push_back(last);
+  }
+  return {torch::cat(os, 1), torch::cat(states, 0)};
 }
 
 /// The fused kernel with its gradient, all float32 with a contiguous last dimension.
 class FusedGla : public torch::autograd::Function<FusedGla> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
-                               const std::optional<Tensor>& gate, const Tensor& state, double scale,
-                               bool needs_gradient) {
-    const cpu::GlaInputs in{q, k, v, gate.value_or(Tensor()), state, scale};
+                               const std::optional<Tensor>& gate, const Tensor& state,
+                               const std::optional<Tensor>& offsets, double scale, bool needs_gradient) {
+    const Tensor cuts = offsets.value_or(Tensor());
+    const cpu::GlaInputs in{q, k, v, gate.value_or(Tensor()), state, scale, cuts.defined() ? to_vector(cuts) : Cuts()};
     const cpu::GlaOutputs out = cpu::gated_linear_attention_forward(in, needs_gradient);
-    context->save_for_backward({in.q, in.k, in.v, in.gate, in.state, out.checkpoints});
+    context->save_for_backward({in.q, in.k, in.v, in.gate, in.state, out.checkpoints, cuts});
     context->saved_data["scale"] = scale;
     return {out.o, out.state};
   }
@@ -148,47 +185,57 @@ class FusedGla : public torch::autograd::Function<FusedGla> {
     const double scale = context->saved_data["scale"].toDouble();
     if (torch::GradMode::is_enabled()) {
       const auto gate = s[3].defined() ? std::make_optional<Tensor>(s[3]) : std::nullopt;
-      const auto [o, state] = reference(s[0], s[1], s[2], gate, scale, s[4], /*chunk=*/64);
+      const auto [o, state] = reference(s[0], s[1], s[2], gate, scale, s[4], /*chunk=*/64, s[6]);
       variable_list all = reference_gradients({o, state}, variable_list(s.begin(), s.begin() + 5), gradients);
-      all.resize(7);
+      all.resize(8);
       return all;
     }
-    const cpu::GlaInputs in{s[0], s[1], s[2], s[3], s[4], scale};
+    const cpu::GlaInputs in{s[0], s[1], s[2], s[3], s[4], scale, s[6].defined() ? to_vector(s[6]) : Cuts()};
     const auto g = cpu::gated_linear_attention_backward(in, s[5], gradients[0].contiguous(), gradients[1].contiguous());
-    return {g.q, g.k, g.v, g.gate, g.state, Tensor(), Tensor()};
+    return {g.q, g.k, g.v, g.gate, g.state, Tensor(), Tensor(), Tensor()};
   }
+
+ private:
+  using Cuts = std::vector<int64_t>;
 };
 
 std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
-                                 double scale, const Tensor& state) {
+                                 double scale, const Tensor& state, const Tensor& offsets) {
   const auto gate = g ? std::make_optional(with_rows(*g)) : std::nullopt;
-  const auto out = FusedGla::apply(with_rows(q), with_rows(k), with_rows(v), gate, state.contiguous(), scale,
+  const auto cuts = offsets.defined() ? std::make_optional(offsets) : std::nullopt;
+  const auto out = FusedGla::apply(with_rows(q), with_rows(k), with_rows(v), gate, state.contiguous(), cuts, scale,
                                    wants_gradient({q, k, v, g.value_or(Tensor()), state}));
   return {out[0].to(v.scalar_type()), out[1]};
 }
 
 std::tuple<Tensor, Tensor> evaluate(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
-                                    double scale, const std::optional<Tensor>& initial_state, int64_t chunk) {
-  const Tensor state = initial_state ? widened(*initial_state)
-                                     : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, widened(q).options());
-  return fusable({q, k, v, g.value_or(Tensor()), state}) ? fused(q, k, v, g, scale, state)
-                                                         : reference(q, k, v, g, scale, state, chunk);
+                                    double scale, const std::optional<Tensor>& initial_state, int64_t chunk,
+                                    const Tensor& offsets) {
+  const std::vector<int64_t> shape = {count_sequences(q, offsets), q.size(2), q.size(3), v.size(3)};
+  const Tensor state = initial_state ? widened(*initial_state) : torch::zeros(shape, widened(q).options());
+  return fusable({q, k, v, g.value_or(Tensor()), state}) ? fused(q, k, v, g, scale, state, offsets)
+                                                         : reference(q, k, v, g, scale, state, chunk, offsets);
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor> gated_linear_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                                   const std::optional<Tensor>& log_decay, double scale,
-                                                  const std::optional<Tensor>& initial_state, int64_t chunk) {
-  check_shapes(q, k, v, log_decay, initial_state, chunk);
-  return evaluate(q, k, v, log_decay, scale, initial_state, chunk);
+                                                  const std::optional<Tensor>& initial_state,
+                                                  const std::optional<Tensor>& cu_seqlens, int64_t chunk) {
+  const Tensor offsets = offsets_of(q, cu_seqlens);
+  check_shapes(q, k, v, log_decay, initial_state, count_sequences(q, offsets), chunk);
+  return evaluate(q, k, v, log_decay, scale, initial_state, chunk, offsets);
 }
 
 std::tuple<Tensor, Tensor, Tensor> normalized_gated_linear_attention(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& log_decay, double scale, double eps,
-    const std::optional<Tensor>& initial_state, const std::optional<Tensor>& initial_z, int64_t chunk) {
-  check_shapes(q, k, v, log_decay, initial_state, chunk);
-  if (initial_z && initial_z->sizes() != torch::IntArrayRef({q.size(0), q.size(2), q.size(3)})) {
+    const std::optional<Tensor>& initial_state, const std::optional<Tensor>& initial_z,
+    const std::optional<Tensor>& cu_seqlens, int64_t chunk) {
+  const Tensor offsets = offsets_of(q, cu_seqlens);
+  const int64_t sequences = count_sequences(q, offsets);
+  check_shapes(q, k, v, log_decay, initial_state, sequences, chunk);
+  if (initial_z && initial_z->sizes() != torch::IntArrayRef({sequences, q.size(2), q.size(3)})) {
     misuse("normalized_gated_linear_attention: the initial z is {}, expected [B, H, K] of q {}",
            fmt::streamed(initial_z->sizes()), fmt::streamed(q.sizes()));
   }
@@ -199,19 +246,19 @@ std::tuple<Tensor, Tensor, Tensor> normalized_gated_linear_attention(
   const Tensor values = torch::cat({widened(v), ones}, -1);
   std::optional<Tensor> start;
   if (initial_state || initial_z) {
-    const Tensor zero = torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3) + 1}, values.options());
+    const Tensor zero = torch::zeros({sequences, q.size(2), q.size(3), v.size(3) + 1}, values.options());
     start = torch::cat({initial_state ? widened(*initial_state) : zero.narrow(-1, 0, v.size(3)),
                         initial_z ? widened(*initial_z).unsqueeze(-1) : zero.narrow(-1, 0, 1)},
                        -1);
   }
-  const auto [o, state] = evaluate(q, k, values, log_decay, scale, start, chunk);
+  const auto [o, state] = evaluate(q, k, values, log_decay, scale, start, chunk, offsets);
   const Tensor normalized = o.narrow(-1, 0, v.size(3)) / (o.narrow(-1, v.size(3), 1) + eps);
   return {normalized.to(v.scalar_type()), state.narrow(-1, 0, v.size(3)), state.select(-1, v.size(3))};
 }
 
 Tensor gated_linear_attention_matrix(const Tensor& q, const Tensor& k, const std::optional<Tensor>& log_decay,
                                      double scale) {
-  check_shapes(q, k, /*v=*/k, log_decay, {}, /*chunk=*/1);
+  check_shapes(q, k, /*v=*/k, log_decay, {}, /*sequences=*/0, /*chunk=*/1);
   const Tensor qh = widened(q).transpose(1, 2) * scale, kh = widened(k).transpose(1, 2);
   std::optional<CumulativeGates> decay;
   if (log_decay) {
@@ -224,11 +271,13 @@ Tensor gated_linear_attention_matrix(const Tensor& q, const Tensor& k, const std
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def(
       "gated_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, float scale=1.0, Tensor? "
-      "initial_state=None, int chunk=64) -> (Tensor, Tensor)",
+      "initial_state=None, Tensor? cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
       &gated_linear_attention);
   m.def(
       "normalized_gated_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, float scale=1.0, float "
-      "eps=1e-6, Tensor? initial_state=None, Tensor? initial_z=None, int chunk=64) -> (Tensor, Tensor, Tensor)",
+      "eps=1e-6, Tensor? initial_state=None, Tensor? initial_z=None, Tensor? cu_seqlens=None, int chunk=64) -> "
+      "(Tensor, "
+      "Tensor, Tensor)",
       &normalized_gated_linear_attention);
 }
 

@@ -109,7 +109,8 @@ std::tuple<Tensor, Tensor> rwkv6(const Tensor& r, const Tensor& k, const Tensor&
   }
   const Tensor state = state_or_zero(initial_state, r, v), reading = widened(r), values = widened(v);
   // What token t + 1 reads before it writes is what its query reads after token t.
-  const auto [after, last] = gated_linear_attention(moved_left(reading, 1), k, values, w, /*scale=*/1, state, chunk);
+  const auto [after, last] =
+      gated_linear_attention(moved_left(reading, 1), k, values, w, /*scale=*/1, state, {}, chunk);
   const Tensor first = torch::matmul(reading.select(1, 0).unsqueeze(-2), state).transpose(1, 2);  // [B, 1, H, V]
   const Tensor before = torch::cat({first, after.narrow(1, 0, r.size(1) - 1)}, 1);
   const Tensor bonus = (reading * widened(u) * widened(k)).sum(-1, true) * values;

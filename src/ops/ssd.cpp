@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "ops/gated_linear_attention.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 
 namespace seqloom::ops {
@@ -38,7 +39,8 @@ void check_decay(const Tensor& A, const Tensor& dt) {
 }
 
 void check_shapes(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
-                  const Optional& D, const Optional& z, const StepRule& rule, const Optional& state) {
+                  const Optional& D, const Optional& z, const StepRule& rule, const Optional& state,
+                  const Optional& cu_seqlens) {
   if (x.dim() != 4 || x.numel() == 0) {
     misuse("ssd: x is {}, expected [B, T, H, P] with no empty dimension", fmt::streamed(x.sizes()));
   }
@@ -50,7 +52,11 @@ void check_shapes(const Tensor& x, const Tensor& dt, const Tensor& A, const Tens
   if (D && D->dim() != 1) check_shape("D", *D, {heads, width}, "[H, P]");
   if (D && D->dim() == 1) check_shape("D", *D, {heads}, "[H]");
   if (rule.bias) check_shape("dt_bias", *rule.bias, {heads}, "[H]");
-  if (state) check_shape("the initial state", *state, {batch, heads, width, B.size(3)}, "[B, H, P, N]");
+  if (cu_seqlens && batch != 1) {
+    misuse("ssd: x is {}, expected packed sequences [1, T, H, P] beside cu_seqlens", fmt::streamed(x.sizes()));
+  }
+  const int64_t sequences = cu_seqlens ? checked_offsets(*cu_seqlens, tokens, "ssd: cu_seqlens").size(0) - 1 : batch;
+  if (state) check_shape("the initial state", *state, {sequences, heads, width, B.size(3)}, "[B or S, H, P, N]");
   if (!(rule.low >= 0) || !(rule.high >= rule.low)) {
     misuse("ssd: dt_limit is [{:g}, {:g}], expected 0 <= low <= high", rule.low, rule.high);
   }
@@ -74,13 +80,13 @@ Tensor step_sizes(const Tensor& dt, const StepRule& rule) {
 
 std::tuple<Tensor, Tensor> ssd(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
                                const Optional& D, const Optional& z, const StepRule& rule,
-                               const Optional& initial_state, int64_t chunk) {
-  check_shapes(x, dt, A, B, C, D, z, rule, initial_state);
+                               const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk) {
+  check_shapes(x, dt, A, B, C, D, z, rule, initial_state, cu_seqlens);
   const Tensor step = step_sizes(dt, rule), wide = widened(x);
   const Optional start = initial_state ? Optional(widened(*initial_state).transpose(2, 3)) : std::nullopt;
   const auto [o, state] =
       gated_linear_attention(per_head(widened(C), x.size(2)), per_head(widened(B), x.size(2)),
-                             step.unsqueeze(-1) * wide, step * widened(A), /*scale=*/1, start, chunk);
+                             step.unsqueeze(-1) * wide, step * widened(A), /*scale=*/1, start, cu_seqlens, chunk);
   Tensor y = o;
   if (D) y = y + (D->dim() == 1 ? widened(*D).unsqueeze(-1) : widened(*D)) * wide;
   if (z) y = y * torch::silu(widened(*z));
@@ -110,10 +116,11 @@ Tensor segsum(const Tensor& x) {
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def(
       "ssd(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? dt_bias=None, "
-      "bool dt_softplus=False, float[] dt_limit=[], Tensor? initial_state=None, int chunk_size=64) -> (Tensor, Tensor)",
+      "bool dt_softplus=False, float[] dt_limit=[], Tensor? initial_state=None, Tensor? cu_seqlens=None, int "
+      "chunk_size=64) -> (Tensor, Tensor)",
       [](const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C, const Optional& D,
          const Optional& z, const Optional& dt_bias, bool dt_softplus, const std::vector<double>& dt_limit,
-         const Optional& initial_state, int64_t chunk) {
+         const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk) {
         if (dt_limit.size() != 0 && dt_limit.size() != 2) {
           misuse("ssd: dt_limit has {} numbers, expected none or [low, high]", dt_limit.size());
         }
@@ -122,7 +129,7 @@ TORCH_LIBRARY_FRAGMENT(seqloom, m) {
           rule.low = dt_limit[0];
           rule.high = dt_limit[1];
         }
-        return ssd(x, dt, A, B, C, D, z, rule, initial_state, chunk);
+        return ssd(x, dt, A, B, C, D, z, rule, initial_state, cu_seqlens, chunk);
       });
   m.def("segsum(Tensor x) -> Tensor", &segsum);
 }

@@ -13,7 +13,7 @@ TensorMap ssd(Case& c) {
   }
   const auto [y, state] = ops::ssd(c.input("x"), c.input("dt"), c.input("A"), c.input("B"), c.input("C"),
                                    c.optional_input("D"), c.optional_input("z"), rule,
-                                   c.optional_input("initial_state"), c.config.value("chunk_size", int64_t{64}));
+                                   c.optional_input("initial_state"), {}, c.config.value("chunk_size", int64_t{64}));
   return {{"y", y}, {"state", state}};
 }
 

@@ -6,6 +6,7 @@
 
 #include <limits>
 
+#include "base/error.h"
 #include "ops/fused.h"
 #include "ops/rms_norm.h"
 #include "support/compare.h"
@@ -40,7 +41,8 @@ std::vector<Tensor> make_inputs(const Shape& s) {
 }
 
 /// The gradients of a weighted sum of outputs and final state, the outputs and the state.
-std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool fused) {
+std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool fused,
+                            const std::optional<Tensor>& cu_seqlens = {}) {
   std::vector<Tensor> in, leaves;
   for (const auto& t : inputs) {
     in.push_back(t.defined() ? t.detach().requires_grad_(true) : Tensor());
@@ -48,7 +50,7 @@ std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool fused) {
   }
   ops::set_fused_enabled(fused);
   const auto gate = in[3].defined() ? std::make_optional(in[3]) : std::nullopt;
-  const auto [o, state] = ops::gated_linear_attention(in[0], in[1], in[2], gate, 0.5, in[4]);
+  const auto [o, state] = ops::gated_linear_attention(in[0], in[1], in[2], gate, 0.5, in[4], cu_seqlens);
   torch::manual_seed(3);
   const auto weighted = [](const Tensor& t) { return (t * torch::randn(t.sizes()).to(t)).sum(); };
   auto all = torch::autograd::grad({weighted(o) + weighted(state)}, leaves);
@@ -117,6 +119,91 @@ INSTANTIATE_TEST_SUITE_P(
                     Shape{2, 130, 2, 32, 48, Gates::kHead, 0.2}, Shape{1, 129, 3, 20, 9, Gates::kHead, 50},
                     Shape{1, 15, 1, 1, 1, Gates::kHead, 300}, Shape{2, 100, 2, 64, 16, Gates::kNone, 0},
                     Shape{1, 17, 1, 3, 65, Gates::kNone, 0}));
+
+TEST(GatedLinearAttentionKernel, PackedSequencesEqualEachOneAlone) {
+  // of several chunks, of none, of one token and of fewer than the recurrence takes
+  const Tensor cu_seqlens = torch::tensor({0, 130, 130, 131, 136, 200}, torch::kInt32);
+  for (const Gates gates : {Gates::kNone, Gates::kHead, Gates::kChannel}) {
+    torch::manual_seed(6);
+    auto in = make_inputs({1, 200, 3, 20, 12, gates, 2});
+    in[4] = torch::randn({5, 3, 20, 12});
+    const auto alone = [&](int64_t s) {
+      const int64_t begin = cu_seqlens[s].item<int64_t>(), size = cu_seqlens[s + 1].item<int64_t>() - begin;
+      const auto part = [&](const Tensor& t) { return t.narrow(1, begin, size); };
+      const auto gate = in[3].defined() ? std::make_optional(part(in[3])) : std::nullopt;
+      const Tensor state = in[4].narrow(0, s, 1);
+      return size == 0 ? std::tuple(part(in[2]), state)
+                       : ops::gated_linear_attention(part(in[0]), part(in[1]), part(in[2]), gate, 0.5, state);
+    };
+    std::vector<Tensor> os, states;
+    for (int64_t s = 0; s < 5; ++s) {
+      const auto [o, state] = alone(s);
+      os.push_back(o);
+      states.push_back(state);
+    }
+    const auto want = results(in_float64(in), false, cu_seqlens);
+    expect_near(want[want.size() - 2], torch::cat(os, 1), 1e-5, "outputs");
+    expect_near(want.back(), torch::cat(states), 1e-5, "states");
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+      hwy::SetSupportedTargetsForTest(target);
+      const auto got = results(in, true, cu_seqlens);
+      hwy::SetSupportedTargetsForTest(0);
+      expect_all_near(got, want, 1e-5, hwy::TargetName(target));
+    }
+  }
+}
+
+TEST(GatedLinearAttentionKernel, FewPackedTokensWithoutGradientsGoByTheRecurrence) {
+  const torch::NoGradGuard no_grad;
+  torch::manual_seed(7);
+  auto in = make_inputs({1, 9, 2, 8, 12, Gates::kChannel, 2});
+  in[4] = torch::randn({3, 2, 8, 12});
+  const Tensor cu_seqlens = torch::tensor({0, 5, 6, 9});
+  const auto run = [&](bool fused) {
+    ops::set_fused_enabled(fused);
+    const auto [o, state] = ops::gated_linear_attention(in[0], in[1], in[2], in[3], 0.5, in[4], cu_seqlens);
+    ops::set_fused_enabled(true);
+    return std::vector<Tensor>{o, state};
+  };
+  expect_all_near(run(true), run(false), 1e-5, "few tokens");
+}
+
+TEST(GatedLinearAttentionKernel, TheNormaliserAndSecondDerivativesArePackedToo) {
+  torch::manual_seed(8);
+  const auto in = make_inputs({1, 30, 2, 5, 4, Gates::kHead, 1});
+  const Tensor cu_seqlens = torch::tensor({0, 12, 30}), k = in[1].abs(), q = in[0].abs();
+  const auto [o, S, z] = ops::normalized_gated_linear_attention(q, k, in[2], in[3], 1, 1e-6, {}, {}, cu_seqlens);
+  const auto part = [](const Tensor& t) { return t.narrow(1, 12, 18); };
+  const auto [o1, S1, z1] =
+      ops::normalized_gated_linear_attention(part(q), part(k), part(in[2]), part(in[3]), 1, 1e-6, {}, {});
+  expect_near(part(o), o1, 1e-5, "outputs");
+  expect_near(S.narrow(0, 1, 1), S1, 1e-5, "states");
+  expect_near(z.narrow(0, 1, 1), z1, 1e-5, "normalisers");
+  const auto second = [&](bool fused) {
+    std::vector<Tensor> leaves;
+    for (size_t i = 0; i < 4; ++i) leaves.push_back(in[i].detach().requires_grad_(true));
+    ops::set_fused_enabled(fused);
+    const auto [y, state] = ops::gated_linear_attention(leaves[0], leaves[1], leaves[2], leaves[3], 1, {}, cu_seqlens);
+    const auto first = torch::autograd::grad({y.pow(2).sum() + state.pow(2).sum()}, leaves, {}, true, true);
+    Tensor norm = torch::zeros({});
+    for (const Tensor& g : first) norm = norm + g.pow(2).sum();
+    ops::set_fused_enabled(true);
+    return torch::autograd::grad({norm}, leaves);
+  };
+  expect_all_near(second(true), second(false), 1e-4, "second derivatives");
+}
+
+TEST(GatedLinearAttentionKernel, RefusesOffsetsThatDoNotFit) {
+  const auto in = make_inputs({1, 30, 2, 5, 4, Gates::kHead, 1});
+  for (const Tensor& wrong : {torch::tensor({0, 29}), torch::tensor({0, 40, 30}), torch::tensor({0.0, 30.0}),
+                              torch::zeros({0}, torch::kInt64)}) {
+    EXPECT_THROW(ops::gated_linear_attention(in[0], in[1], in[2], in[3], 1, {}, wrong), UsageError);
+  }
+  const Tensor two = torch::tensor({0, 10, 30});
+  EXPECT_THROW(ops::gated_linear_attention(in[0], in[1], in[2], in[3], 1, in[4], two), UsageError);
+  const auto batch = make_inputs({2, 30, 2, 5, 4, Gates::kHead, 1});
+  EXPECT_THROW(ops::gated_linear_attention(batch[0], batch[1], batch[2], batch[3], 1, {}, two), UsageError);
+}
 
 TEST(GatedLinearAttentionKernel, BroadcastHeadsNeedNoCopies) {
   torch::manual_seed(4);

@@ -68,7 +68,7 @@ std::pair<Tensor, Tensor> delta_by_token(const Inputs& in, double scale) {
 }
 
 std::pair<Tensor, Tensor> gla(const Inputs& in, int64_t chunk = 64) {
-  const auto [o, S] = ops::gated_linear_attention(in.q, in.k, in.v, in.g, 0.5, in.state, chunk);
+  const auto [o, S] = ops::gated_linear_attention(in.q, in.k, in.v, in.g, 0.5, in.state, {}, chunk);
   return {o, S};
 }
 

@@ -34,8 +34,8 @@ Inputs make_inputs(int64_t tokens, int64_t groups, double strength, torch::Scala
   return in;
 }
 
-std::tuple<Tensor, Tensor> run(const Inputs& in, int64_t chunk = 64) {
-  return ops::ssd(in.x, in.dt, in.A, in.B, in.C, in.D, in.z, in.rule, in.state, chunk);
+std::tuple<Tensor, Tensor> run(const Inputs& in, int64_t chunk = 64, const std::optional<Tensor>& cu_seqlens = {}) {
+  return ops::ssd(in.x, in.dt, in.A, in.B, in.C, in.D, in.z, in.rule, in.state, cu_seqlens, chunk);
 }
 
 /// The recurrence as the paper writes it.
@@ -55,6 +55,26 @@ std::pair<Tensor, Tensor> by_token(const Inputs& in) {
     outputs.push_back(y * torch::silu(wide(in.z).select(1, t)));
   }
   return {torch::stack(outputs, 1), h};
+}
+
+TEST(Ssd, PackedSequencesEqualEachOneAlone) {
+  torch::manual_seed(2);
+  Inputs in = make_inputs(70, 2, 1);
+  for (Tensor* t : {&in.x, &in.dt, &in.B, &in.C, &in.z}) *t = t->narrow(0, 0, 1);
+  in.state = torch::randn({3, 4, 3, 5});
+  const Tensor cu_seqlens = torch::tensor({0, 1, 40, 70});
+  const auto [y, state] = run(in, 16, cu_seqlens);
+  for (int64_t s = 0; s < 3; ++s) {
+    const int64_t begin = cu_seqlens[s].item<int64_t>(), size = cu_seqlens[s + 1].item<int64_t>() - begin;
+    Inputs part = in;
+    for (Tensor* t : {&part.x, &part.dt, &part.B, &part.C, &part.z}) *t = t->narrow(1, begin, size);
+    part.state = in.state.narrow(0, s, 1);
+    const auto [want, last] = run(part);
+    expect_near(y.narrow(1, begin, size), want, 1e-5, "outputs");
+    expect_near(state.narrow(0, s, 1), last, 1e-5, "state");
+  }
+  EXPECT_THROW(run(in, 16, torch::tensor({0, 40, 69, 71})), UsageError);
+  EXPECT_THROW(run(in, 16, torch::tensor({0, 70})), UsageError);  // a state for each of three
 }
 
 TEST(Ssd, EqualsItsRecurrenceForAnyChunkGroupsAndStrengthOfDecay) {

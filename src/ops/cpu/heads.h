@@ -20,6 +20,14 @@ inline HeadResult result_of(const torch::Tensor& t, int64_t b, int64_t h) {
   return {t.mutable_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
 }
 
+/// Of a sequence, or of packed ones, the part that begins `first` tokens later.
+inline HeadRows from_token(HeadRows rows, int64_t first) {
+  return rows.from == nullptr ? rows : HeadRows{rows.from + first * static_cast<int64_t>(rows.row), rows.row};
+}
+inline HeadResult from_token(HeadResult rows, int64_t first) {
+  return rows.to == nullptr ? rows : HeadResult{rows.to + first * static_cast<int64_t>(rows.row), rows.row};
+}
+
 /// Runs work on all heads of all sequences in parallel, up to `together` heads of one sequence at a time, which one
 /// thread takes through a chunk before the next chunk. head(b, h) says what a head reads, out(b, h) where it writes.
 template <typename Head, typename Out, typename MakeHead, typename MakeOut>
