@@ -58,7 +58,8 @@ DeltaMixer::Projected DeltaMixer::projected(const Tensor& x, Memory& memory, con
 
 Tensor DeltaMixer::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = projected(x, memory, pass.layout);
-  const auto [o, S] = ops::delta_rule(p.q, p.k, p.v, p.beta, p.log_decay, scale(), memory["S"]);
+  const auto [o, S] =
+      ops::delta_rule(p.q, p.k, p.v, p.beta, p.log_decay, scale(), memory["S"], pass.layout.cu_seqlens());
   memory["S"] = S;
   return finish(o, x);
 }

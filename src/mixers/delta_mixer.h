@@ -37,6 +37,7 @@ class DeltaMixer : public ScannableMixer {
   bool has_conv() const { return q_conv1d_ != nullptr; }
 
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
+  bool takes_packed() const override { return true; }
   int64_t reach() const override { return has_conv() ? q_conv1d_->kernel() - 1 : 0; }
   std::vector<std::string> context() const override;
   Memory identity_element(int64_t batch) const override;

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "ops/fused.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 
 namespace seqloom::ops {
@@ -21,6 +22,18 @@ void check_recurrence(const char* op, const torch::Tensor& q, const torch::Tenso
   if (!log_decay) return;
   const auto largest = log_decay->detach().max().item<double>();
   if (largest > 0) misuse("{}: log_decay reaches {}, expected log gates <= 0, under which a state fades", op, largest);
+}
+
+torch::Tensor packed_offsets(const char* op, const torch::Tensor& q, const std::optional<torch::Tensor>& cu_seqlens) {
+  if (!cu_seqlens) return torch::Tensor();
+  if (q.dim() != 4 || q.size(0) != 1) {
+    misuse("{}: q is {}, expected packed sequences [1, T, H, K] beside cu_seqlens", op, fmt::streamed(q.sizes()));
+  }
+  return checked_offsets(*cu_seqlens, q.size(1), fmt::format("{}: cu_seqlens", op).c_str());
+}
+
+int64_t count_sequences(const torch::Tensor& q, const torch::Tensor& offsets) {
+  return offsets.defined() ? offsets.size(0) - 1 : q.dim() > 0 ? q.size(0) : 0;
 }
 
 bool fusable(const std::vector<torch::Tensor>& tensors) {

@@ -14,6 +14,12 @@ namespace seqloom::ops {
 void check_recurrence(const char* op, const torch::Tensor& q, const torch::Tensor& v,
                       const std::optional<torch::Tensor>& log_decay, int64_t chunk);
 
+/// Checked offsets of packed sequences in q [1, T, H, K]; undefined without `cu_seqlens`.
+torch::Tensor packed_offsets(const char* op, const torch::Tensor& q, const std::optional<torch::Tensor>& cu_seqlens);
+
+/// Sequences of q [B, T, H, K]: its rows, or as many as the offsets tell apart.
+int64_t count_sequences(const torch::Tensor& q, const torch::Tensor& offsets);
+
 /// Whether the fused kernels are on and take these tensors: on the CPU, float32 once widened. Undefined ones do not
 /// count.
 bool fusable(const std::vector<torch::Tensor>& tensors);

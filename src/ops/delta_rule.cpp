@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/cpu/delta_rule.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -17,7 +18,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta, const std::optional<Tensor>& g,
-                  const std::optional<Tensor>& state, int64_t chunk) {
+                  const std::optional<Tensor>& state, int64_t sequences, int64_t chunk) {
   if (q.dim() != 4 || k.sizes() != q.sizes() || v.dim() != 4 || v.sizes().slice(0, 3) != q.sizes().slice(0, 3)) {
     misuse("delta_rule: q {}, k {}, v {}: expected q, k [B, T, H, K] and v [B, T, H, V]", fmt::streamed(q.sizes()),
            fmt::streamed(k.sizes()), fmt::streamed(v.sizes()));
@@ -28,10 +29,10 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
              fmt::streamed(q.sizes()));
     }
   }
-  const std::vector<int64_t> shape = {q.size(0), q.size(2), q.size(3), v.size(3)};
+  const std::vector<int64_t> shape = {sequences, q.size(2), q.size(3), v.size(3)};
   if (state && state->sizes() != torch::IntArrayRef(shape)) {
-    misuse("delta_rule: the initial state is {}, expected [B, H, K, V] = {}", fmt::streamed(state->sizes()),
-           fmt::streamed(torch::IntArrayRef(shape)));
+    misuse("delta_rule: the initial state is {}, expected [B, H, K, V], or [S, H, K, V] of packed sequences, {}",
+           fmt::streamed(state->sizes()), fmt::streamed(torch::IntArrayRef(shape)));
   }
   check_recurrence("delta_rule", q, v, g, chunk);
 }
@@ -95,21 +96,42 @@ std::tuple<Tensor, Tensor> in_chunks(const Tensor& q, const Tensor& k, const Ten
   return {from_chunks(torch::stack(outputs, 2), tokens).to(v.scalar_type()), S};
 }
 
-std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
-                                     const std::optional<Tensor>& g, double scale, const Tensor& state, int64_t chunk) {
+std::tuple<Tensor, Tensor> dense_reference(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                           const std::optional<Tensor>& g, double scale, const Tensor& state,
+                                           int64_t chunk) {
+  if (q.size(1) == 0) return {v, state};
   return q.size(1) == 1 ? one_token(q, k, v, beta, g, scale, state) : in_chunks(q, k, v, beta, g, scale, state, chunk);
+}
+
+/// Packed sequences one by one; offsets are undefined without.
+std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                     const std::optional<Tensor>& g, double scale, const Tensor& state, int64_t chunk,
+                                     const Tensor& offsets) {
+  if (!offsets.defined()) return dense_reference(q, k, v, beta, g, scale, state, chunk);
+  const auto parts = [&](const Tensor& t) { return split_sequences(t, offsets, 1); };
+  const auto qs = parts(q), ks = parts(k), vs = parts(v), betas = parts(beta), gates = g ? parts(*g) : qs;
+  const auto before = state.split(1, 0);
+  std::vector<Tensor> os, states;
+  for (size_t s = 0; s < qs.size(); ++s) {
+    const auto gate = g ? std::make_optional(gates[s]) : std::nullopt;
+    const auto [o, last] = dense_reference(qs[s], ks[s], vs[s], betas[s], gate, scale, before[s], chunk);
+    os.push_back(o);
+    states.push_back(last);
+  }
+  return {torch::cat(os, 1), torch::cat(states, 0)};
 }
 
 /// The fused kernel with its gradient, all float32; q, k and v with a contiguous last dimension.
 class FusedDelta : public torch::autograd::Function<FusedDelta> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
-                               const Tensor& beta, const std::optional<Tensor>& gate, const Tensor& state, double scale,
-                               bool needs_gradient) {
-    const cpu::DeltaInputs in{q, k, v, beta, gate.value_or(Tensor()), state, scale};
+                               const Tensor& beta, const std::optional<Tensor>& gate, const Tensor& state,
+                               const std::optional<Tensor>& offsets, double scale, bool needs_gradient) {
+    const Tensor cuts = offsets.value_or(Tensor());
+    const cpu::DeltaInputs in{q, k, v, beta, gate.value_or(Tensor()), state, scale, numbers(cuts)};
     const cpu::DeltaOutputs out = cpu::delta_rule_forward(in, needs_gradient);
     if (needs_gradient) {
-      context->save_for_backward({in.q, in.k, in.v, in.beta, in.gate, in.state, out.states, out.errors});
+      context->save_for_backward({in.q, in.k, in.v, in.beta, in.gate, in.state, out.states, out.errors, cuts});
       context->saved_data["scale"] = scale;
     }
     return {out.o, out.state};
@@ -118,24 +140,32 @@ class FusedDelta : public torch::autograd::Function<FusedDelta> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto s = context->get_saved_variables();
     const double scale = context->saved_data["scale"].toDouble();
+    const Tensor none;
     if (torch::GradMode::is_enabled()) {
       const auto gate = s[4].defined() ? std::make_optional<Tensor>(s[4]) : std::nullopt;
-      const auto [o, state] = reference(s[0], s[1], s[2], s[3], gate, scale, s[5], /*chunk=*/64);
+      const auto [o, state] = reference(s[0], s[1], s[2], s[3], gate, scale, s[5], /*chunk=*/64, s[8]);
       variable_list all = reference_gradients({o, state}, variable_list(s.begin(), s.begin() + 6), gradients);
-      all.resize(8);
+      all.resize(9);
       return all;
     }
-    const cpu::DeltaInputs in{s[0], s[1], s[2], s[3], s[4], s[5], scale};
+    const cpu::DeltaInputs in{s[0], s[1], s[2], s[3], s[4], s[5], scale, numbers(s[8])};
     const auto g = cpu::delta_rule_backward(in, s[6], s[7], gradients[0].contiguous(), gradients[1].contiguous());
-    return {g.q, g.k, g.v, g.beta, g.gate, g.state, Tensor(), Tensor()};
+    return {g.q, g.k, g.v, g.beta, g.gate, g.state, none, none, none};
+  }
+
+ private:
+  static std::vector<int64_t> numbers(const Tensor& cuts) {
+    return cuts.defined() ? to_vector(cuts) : std::vector<int64_t>();
   }
 };
 
 std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
-                                 const std::optional<Tensor>& g, double scale, const Tensor& state) {
+                                 const std::optional<Tensor>& g, double scale, const Tensor& state,
+                                 const Tensor& offsets) {
   const auto gate = g ? std::make_optional(widened(*g)) : std::nullopt;
+  const auto cuts = offsets.defined() ? std::make_optional(offsets) : std::nullopt;
   const auto out = FusedDelta::apply(with_rows(q), with_rows(k), with_rows(v), widened(beta), gate, state.contiguous(),
-                                     scale, wants_gradient({q, k, v, beta, g.value_or(Tensor()), state}));
+                                     cuts, scale, wants_gradient({q, k, v, beta, g.value_or(Tensor()), state}));
   return {out[0].to(v.scalar_type()), out[1]};
 }
 
@@ -143,19 +173,22 @@ std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor&
 
 std::tuple<Tensor, Tensor> delta_rule(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                                       const std::optional<Tensor>& log_decay, double scale,
-                                      const std::optional<Tensor>& initial_state, int64_t chunk) {
-  check_shapes(q, k, v, beta, log_decay, initial_state, chunk);
+                                      const std::optional<Tensor>& initial_state,
+                                      const std::optional<Tensor>& cu_seqlens, int64_t chunk) {
+  const Tensor offsets = packed_offsets("delta_rule", q, cu_seqlens);
+  const int64_t sequences = count_sequences(q, offsets);
+  check_shapes(q, k, v, beta, log_decay, initial_state, sequences, chunk);
   const Tensor state = initial_state ? widened(*initial_state)
-                                     : torch::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, widened(q).options());
+                                     : torch::zeros({sequences, q.size(2), q.size(3), v.size(3)}, widened(q).options());
   return fusable({q, k, v, beta, log_decay.value_or(Tensor()), state})
-             ? fused(q, k, v, beta, log_decay, scale, state)
-             : reference(q, k, v, beta, log_decay, scale, state, chunk);
+             ? fused(q, k, v, beta, log_decay, scale, state, offsets)
+             : reference(q, k, v, beta, log_decay, scale, state, chunk, offsets);
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def(
       "delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? log_decay=None, float scale=1.0, Tensor? "
-      "initial_state=None, int chunk=64) -> (Tensor, Tensor)",
+      "initial_state=None, Tensor? cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
       &delta_rule);
 }
 

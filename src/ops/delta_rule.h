@@ -13,12 +13,15 @@ namespace seqloom::ops {
 ///
 /// q, k [B, T, H, K]; v [B, T, H, V], no dimension empty; beta [B, T, H]; log_decay g <= 0 [B, T, H] or none, -inf
 /// forgets everything; initial_state [B, H, K, V].
+/// Packed sequences lie one after the other in B = 1, sequence s in tokens cu_seqlens[s] .. cu_seqlens[s + 1] (int64 or
+/// int32 [S + 1]); states are then [S, H, K, V].
 /// Returns o [B, T, H, V] in v's type and the final state in at least float32. Keys should have unit norm.
 /// Chunked: inside a chunk the WY form turns the recurrence into one triangular solve, batched over all chunks.
 std::tuple<torch::Tensor, torch::Tensor> delta_rule(const torch::Tensor& q, const torch::Tensor& k,
                                                     const torch::Tensor& v, const torch::Tensor& beta,
                                                     const std::optional<torch::Tensor>& log_decay, double scale,
                                                     const std::optional<torch::Tensor>& initial_state,
+                                                    const std::optional<torch::Tensor>& cu_seqlens = {},
                                                     int64_t chunk = 64);
 
 }  // namespace seqloom::ops

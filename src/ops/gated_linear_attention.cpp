@@ -38,21 +38,6 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const std::
   check_recurrence("gated_linear_attention", q, v, g, chunk);
 }
 
-/// Checked offsets of packed sequences, undefined without.
-Tensor offsets_of(const Tensor& q, const std::optional<Tensor>& cu_seqlens) {
-  if (!cu_seqlens) return Tensor();
-  if (q.dim() != 4 || q.size(0) != 1) {
-    misuse("gated_linear_attention: q is {}, expected packed sequences [1, T, H, K] beside cu_seqlens",
-           fmt::streamed(q.sizes()));
-  }
-  return checked_offsets(*cu_seqlens, q.size(1), "gated_linear_attention: cu_seqlens");
-}
-
-/// Sequences of q [B, T, H, K].
-int64_t count_sequences(const Tensor& q, const Tensor& offsets) {
-  return offsets.defined() ? offsets.size(0) - 1 : q.dim() > 0 ? q.size(0) : 0;
-}
-
 Tensor lower_triangle(int64_t size, const Tensor& like) {
   return torch::ones({size, size}, like.options().dtype(torch::kBool)).tril();
 }
@@ -223,7 +208,7 @@ std::tuple<Tensor, Tensor> gated_linear_attention(const Tensor& q, const Tensor&
                                                   const std::optional<Tensor>& log_decay, double scale,
                                                   const std::optional<Tensor>& initial_state,
                                                   const std::optional<Tensor>& cu_seqlens, int64_t chunk) {
-  const Tensor offsets = offsets_of(q, cu_seqlens);
+  const Tensor offsets = packed_offsets("gated_linear_attention", q, cu_seqlens);
   check_shapes(q, k, v, log_decay, initial_state, count_sequences(q, offsets), chunk);
   return evaluate(q, k, v, log_decay, scale, initial_state, chunk, offsets);
 }
@@ -232,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor> normalized_gated_linear_attention(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& log_decay, double scale, double eps,
     const std::optional<Tensor>& initial_state, const std::optional<Tensor>& initial_z,
     const std::optional<Tensor>& cu_seqlens, int64_t chunk) {
-  const Tensor offsets = offsets_of(q, cu_seqlens);
+  const Tensor offsets = packed_offsets("gated_linear_attention", q, cu_seqlens);
   const int64_t sequences = count_sequences(q, offsets);
   check_shapes(q, k, v, log_decay, initial_state, sequences, chunk);
   if (initial_z && initial_z->sizes() != torch::IntArrayRef({sequences, q.size(2), q.size(3)})) {

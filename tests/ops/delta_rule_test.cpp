@@ -1,6 +1,7 @@
 // The fused kernel of the delta rule against its reference; the reference against its definition is in
 // linear_recurrences_test.cpp.
 #include "ops/delta_rule.h"
+#include "base/error.h"
 
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
@@ -40,20 +41,21 @@ std::vector<Tensor> make_inputs(const Shape& s) {
           torch::randn({s.batch, s.heads, s.keys, s.values})};
 }
 
-std::tuple<Tensor, Tensor> delta(const std::vector<Tensor>& in) {
+std::tuple<Tensor, Tensor> delta(const std::vector<Tensor>& in, const std::optional<Tensor>& cu_seqlens = {}) {
   const auto gate = in[4].defined() ? std::make_optional(in[4]) : std::nullopt;
-  return ops::delta_rule(in[0], in[1], in[2], in[3], gate, 0.5, in[5]);
+  return ops::delta_rule(in[0], in[1], in[2], in[3], gate, 0.5, in[5], cu_seqlens);
 }
 
 /// The gradients of a weighted sum of outputs and final state, the outputs and the state.
-std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool fused) {
+std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool fused,
+                            const std::optional<Tensor>& cu_seqlens = {}) {
   std::vector<Tensor> in, leaves;
   for (const auto& t : inputs) {
     in.push_back(t.defined() ? t.detach().requires_grad_(true) : Tensor());
     if (t.defined()) leaves.push_back(in.back());
   }
   ops::set_fused_enabled(fused);
-  const auto [o, state] = delta(in);
+  const auto [o, state] = delta(in, cu_seqlens);
   torch::manual_seed(3);
   const auto weighted = [](const Tensor& t) { return (t * torch::randn(t.sizes()).to(t)).sum(); };
   auto all = torch::autograd::grad({weighted(o) + weighted(state)}, leaves);
@@ -120,6 +122,48 @@ INSTANTIATE_TEST_SUITE_P(Shapes, FusedDelta,
                                          Shape{1, 15, 1, 1, 1, 300}, Shape{1, 129, 2, 80, 200, 0.5},
                                          Shape{2, 100, 2, 64, 16, kNoGates}, Shape{1, 17, 1, 3, 65, kNoGates},
                                          Shape{1, 150, 3, 48, 80, kNoGates}));
+
+TEST(DeltaRuleKernel, PackedSequencesEqualEachOneAlone) {
+  // of several chunks, of none, of one token and of fewer than the recurrence takes
+  const Tensor cu_seqlens = torch::tensor({0, 130, 130, 131, 136, 200}, torch::kInt32);
+  for (const double strength : {kNoGates, 2.0}) {
+    torch::manual_seed(6);
+    auto in = make_inputs({1, 200, 3, 20, 12, strength});
+    in[5] = torch::randn({5, 3, 20, 12});
+    std::vector<Tensor> os, states;
+    for (int64_t s = 0; s < 5; ++s) {
+      const int64_t begin = cu_seqlens[s].item<int64_t>(), size = cu_seqlens[s + 1].item<int64_t>() - begin;
+      auto part = in;
+      for (size_t i = 0; i < 5; ++i) part[i] = in[i].defined() ? in[i].narrow(1, begin, size) : in[i];
+      part[5] = in[5].narrow(0, s, 1);
+      const auto [o, state] = size > 0 ? delta(part) : std::tuple(part[2], part[5]);
+      os.push_back(o);
+      states.push_back(state);
+    }
+    const auto want = results(in_float64(in), false, cu_seqlens);
+    expect_near(want[want.size() - 2], torch::cat(os, 1), 1e-5, "outputs");
+    expect_near(want.back(), torch::cat(states), 1e-5, "states");
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+      hwy::SetSupportedTargetsForTest(target);
+      const auto got = results(in, true, cu_seqlens);
+      hwy::SetSupportedTargetsForTest(0);
+      expect_all_near(got, want, 1e-5, hwy::TargetName(target));
+    }
+    EXPECT_THROW(delta(in, torch::tensor({0, 100})), UsageError);
+  }
+}
+
+TEST(DeltaRuleKernel, FewPackedTokensWithoutGradientsGoByTheRecurrence) {
+  const torch::NoGradGuard no_grad;
+  torch::manual_seed(7);
+  auto in = make_inputs({1, 9, 2, 8, 12, 2.0});
+  in[5] = torch::randn({3, 2, 8, 12});
+  const Tensor cu_seqlens = torch::tensor({0, 5, 6, 9});
+  const auto [o, state] = delta(in, cu_seqlens);
+  const auto [want, want_state] = delta(in_float64(in), cu_seqlens);
+  expect_near(o, want, 1e-5, "outputs");
+  expect_near(state, want_state, 1e-5, "states");
+}
 
 TEST(DeltaRuleKernel, BroadcastHeadsNeedNoCopies) {
   torch::manual_seed(4);

@@ -73,7 +73,7 @@ std::pair<Tensor, Tensor> gla(const Inputs& in, int64_t chunk = 64) {
 }
 
 std::pair<Tensor, Tensor> delta(const Inputs& in, int64_t chunk = 64) {
-  const auto [o, S] = ops::delta_rule(in.q, in.k, in.v, in.beta, in.g, 0.5, in.state, chunk);
+  const auto [o, S] = ops::delta_rule(in.q, in.k, in.v, in.beta, in.g, 0.5, in.state, /*cu_seqlens=*/{}, chunk);
   return {o, S};
 }
 

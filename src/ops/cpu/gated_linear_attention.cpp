@@ -18,30 +18,6 @@ int64_t padded_to_lanes(int64_t size) {
   return (size + kLanePad - 1) / kLanePad * kLanePad;
 }
 
-/// A row of a batch, or a part of one.
-struct Sequence {
-  int64_t row, first, tokens;
-  int64_t states_before;  // checkpoints of one head of all sequences before it
-
-  int64_t states() const {
-    constexpr auto kChunk = static_cast<int64_t>(kGlaChunk);
-    return (tokens + kChunk - 1) / kChunk + 1;
-  }
-};
-
-std::vector<Sequence> sequences_of(const GlaInputs& in) {
-  const bool packed = !in.offsets.empty();
-  const int64_t count = packed ? static_cast<int64_t>(in.offsets.size()) - 1 : in.q.size(0);
-  std::vector<Sequence> sequences;
-  int64_t states = 0;
-  for (int64_t s = 0; s < count; ++s) {
-    const int64_t first = packed ? in.offsets[s] : 0, last = packed ? in.offsets[s + 1] : in.q.size(1);
-    sequences.push_back({packed ? 0 : s, first, last - first, states});
-    states += sequences.back().states();
-  }
-  return sequences;
-}
-
 struct Sizes {
   explicit Sizes(const GlaInputs& in)
       : heads(in.q.size(2)),
@@ -49,7 +25,7 @@ struct Sizes {
         values(in.v.size(3)),
         padded_keys(padded_to_lanes(keys)),
         padded_values(padded_to_lanes(values)),
-        sequences(sequences_of(in)) {
+        sequences(sequences_of(in.q, in.offsets, kGlaChunk)) {
     for (const Sequence& s : sequences) longest = std::max(longest, s.tokens);
   }
   int64_t heads, keys, values, padded_keys, padded_values, longest = 0;
@@ -57,25 +33,20 @@ struct Sizes {
 
   int64_t count() const { return static_cast<int64_t>(sequences.size()); }
   int64_t state_size() const { return padded_keys * padded_values; }
-  /// States that are kept of one head of all sequences.
-  int64_t kept_states() const { return sequences.back().states_before + sequences.back().states(); }
+  /// States that are kept of one head of all sequences: before each chunk and behind the last one.
+  int64_t kept_states() const { return sequences.back().chunks_before + sequences.back().chunks + count(); }
   /// Where those of head h of sequence b begin.
   int64_t kept_at(int64_t b, int64_t h) const {
-    return (sequences[b].states_before * heads + h * sequences[b].states()) * state_size();
-  }
-  HeadRows rows(const Tensor& t, int64_t b, int64_t h) const {
-    return from_token(rows_of(t, sequences[b].row, h), sequences[b].first);
-  }
-  HeadResult result(const Tensor& t, int64_t b, int64_t h) const {
-    return from_token(result_of(t, sequences[b].row, h), sequences[b].first);
+    const Sequence& s = sequences[b];
+    return ((s.chunks_before + b) * heads + h * (s.chunks + 1)) * state_size();
   }
 };
 
 GlaHead head_of(const GlaInputs& in, const Sizes& s, int64_t b, int64_t h) {
-  return {s.rows(in.q, b, h),
-          s.rows(in.k, b, h),
-          s.rows(in.v, b, h),
-          s.rows(in.gate, b, h),
+  return {rows_of(in.q, s.sequences[b], h),
+          rows_of(in.k, s.sequences[b], h),
+          rows_of(in.v, s.sequences[b], h),
+          rows_of(in.gate, s.sequences[b], h),
           in.gate.defined() && in.gate.dim() == 4,
           static_cast<size_t>(s.sequences[b].tokens),
           static_cast<size_t>(s.keys),
@@ -118,7 +89,8 @@ GlaOutputs gated_linear_attention_forward(const GlaInputs& in, bool keep_checkpo
     const int64_t at = b * s.heads + h;
     float* checkpoints =
         out.checkpoints.defined() ? out.checkpoints.mutable_data_ptr<float>() + s.kept_at(b, h) : nullptr;
-    return GlaForward{s.result(out.o, b, h), state.mutable_data_ptr<float>() + at * s.state_size(), checkpoints};
+    return GlaForward{result_of(out.o, s.sequences[b], h), state.mutable_data_ptr<float>() + at * s.state_size(),
+                      checkpoints};
   };
   run_heads<GlaForward>(in, s, make,
                         s.longest < kFewTokens && !keep_checkpoints ? gla_recurrent_heads : gla_forward_heads);
@@ -133,13 +105,13 @@ GlaGradients gated_linear_attention_backward(const GlaInputs& in, const Tensor& 
   GlaGradients g{like(in.q), like(in.k), like(in.v), like(in.gate), padded_state(d_state, s)};
   const auto make = [&](int64_t b, int64_t h) {
     const int64_t at = b * s.heads + h;
-    return GlaBackward{s.rows(d_o, b, h),
+    return GlaBackward{rows_of(d_o, s.sequences[b], h),
                        checkpoints.const_data_ptr<float>() + s.kept_at(b, h),
                        g.state.mutable_data_ptr<float>() + at * s.state_size(),
-                       s.result(g.q, b, h),
-                       s.result(g.k, b, h),
-                       s.result(g.v, b, h),
-                       s.result(g.gate, b, h)};
+                       result_of(g.q, s.sequences[b], h),
+                       result_of(g.k, s.sequences[b], h),
+                       result_of(g.v, s.sequences[b], h),
+                       result_of(g.gate, s.sequences[b], h)};
   };
   run_heads<GlaBackward>(in, s, make, gla_backward_heads);
   g.state = without_padding(g.state, s);

@@ -20,12 +20,41 @@ inline HeadResult result_of(const torch::Tensor& t, int64_t b, int64_t h) {
   return {t.mutable_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
 }
 
+/// A row of a batch, or a packed sequence in its only row, and its chunks; `chunks_before` are those of the sequences
+/// before it.
+struct Sequence {
+  int64_t row, first, tokens, chunks, chunks_before;
+};
+
+/// Those of q [B, T, ...] in chunks of `chunk` tokens; `offsets` are empty unless sequences are packed.
+inline std::vector<Sequence> sequences_of(const torch::Tensor& q, const std::vector<int64_t>& offsets, size_t chunk) {
+  const bool packed = !offsets.empty();
+  const int64_t count = packed ? static_cast<int64_t>(offsets.size()) - 1 : q.size(0);
+  std::vector<Sequence> sequences;
+  int64_t before = 0;
+  for (int64_t s = 0; s < count; ++s) {
+    const int64_t first = packed ? offsets[s] : 0, tokens = (packed ? offsets[s + 1] : q.size(1)) - first;
+    const int64_t chunks = (tokens + static_cast<int64_t>(chunk) - 1) / static_cast<int64_t>(chunk);
+    sequences.push_back({packed ? 0 : s, first, tokens, chunks, before});
+    before += chunks;
+  }
+  return sequences;
+}
+
 /// Of a sequence, or of packed ones, the part that begins `first` tokens later.
 inline HeadRows from_token(HeadRows rows, int64_t first) {
   return rows.from == nullptr ? rows : HeadRows{rows.from + first * static_cast<int64_t>(rows.row), rows.row};
 }
 inline HeadResult from_token(HeadResult rows, int64_t first) {
   return rows.to == nullptr ? rows : HeadResult{rows.to + first * static_cast<int64_t>(rows.row), rows.row};
+}
+
+/// The rows of head h of a sequence in t [B, T, H, ...].
+inline HeadRows rows_of(const torch::Tensor& t, const Sequence& s, int64_t h) {
+  return from_token(rows_of(t, s.row, h), s.first);
+}
+inline HeadResult result_of(const torch::Tensor& t, const Sequence& s, int64_t h) {
+  return from_token(result_of(t, s.row, h), s.first);
 }
 
 /// Runs work on all heads of all sequences in parallel, up to `together` heads of one sequence at a time, which one
