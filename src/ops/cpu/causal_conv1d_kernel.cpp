@@ -8,6 +8,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/causal_conv1d_kernel.cpp"
 #include <hwy/foreach_target.h>
 // clang-format off: must follow foreach_target
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 #include "ops/cpu/vector_io-inl.h"
 #include "ops/cpu/vector_math-inl.h"
@@ -52,6 +53,12 @@ HWY_INLINE void LoadWindow(const ConvRows<T>& in, size_t t, size_t before, size_
   for (size_t j = 0; j < before; ++j) window[j] = Input(in, t + j, e, count);
 }
 
+/// Asks for what the next tile needs of a row. Rows lie too far apart for the processor to foresee it.
+template <typename T>
+HWY_INLINE void Ask(RowsOf<T> rows, size_t t, size_t tokens, size_t e) {
+  hwy::Prefetch(rows.data + HWY_MIN(t + kTileRows, tokens - 1) * rows.stride + e);
+}
+
 template <size_t kWidth, typename T>
 void ForwardTile(const ConvRows<T>& in, RowsOf<T> y, size_t first, size_t last, size_t e, size_t count) {
   const size_t width = kWidth != 0 ? kWidth : in.width;
@@ -61,6 +68,8 @@ void ForwardTile(const ConvRows<T>& in, RowsOf<T> y, size_t first, size_t last, 
   const Vector bias = BiasOrZero(in.bias, e, count);
   for (size_t t = first; t < last; ++t) {
     window[width - 1] = LoadFirst(kTag, in.x.data + t * in.x.stride + e, count);
+    Ask(in.x, t, in.tokens, e);
+    Ask(y, t, in.tokens, e);
     Vector sum = bias;
     for (size_t j = 0; j < width; ++j) sum = hn::MulAdd(taps[j], window[j], sum);
     if (in.silu) sum = hn::Mul(sum, Sigmoid(kTag, sum));
@@ -125,6 +134,9 @@ void BackwardTile(const ConvRows<T>& in, const ConvBackward<T>& out, const ConvB
   for (size_t t = first; t < last; ++t) {
     window[width - 1] = LoadFirst(kTag, in.x.data + t * in.x.stride + e, count);
     Vector gradient = LoadFirst(kTag, out.dy.data + t * out.dy.stride + e, count);
+    Ask(in.x, t, in.tokens, e);
+    Ask(out.dy, t, in.tokens, e);
+    Ask(out.dx, t, in.tokens, e);
     if (in.silu) {
       Vector a = bias;
       for (size_t j = 0; j < width; ++j) a = hn::MulAdd(taps[j], window[j], a);
