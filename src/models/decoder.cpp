@@ -7,6 +7,7 @@
 
 #include "blocks/positions.h"
 #include "mixers/cached_mixer.h"
+#include "mixers/token_positions.h"
 #include "models/checkpointing.h"
 #include "ops/precision.h"
 
@@ -87,10 +88,9 @@ Tensor Decoder::embed(const Tensor& ids) const {
   return torch::embedding(embedding_->weight, ids);
 }
 
-Tensor Decoder::positioned(const Tensor& x, int64_t first, const Tensor& positions) {
+Tensor Decoder::positioned(const Tensor& x, int64_t first, const Pass& pass) {
   if (options_.position == "none") return x;
-  const auto indices = torch::TensorOptions(torch::kInt64).device(x.device());
-  const Tensor at = positions.defined() ? positions : torch::arange(first, first + x.size(1), indices);
+  const Tensor at = pass.positions.defined() ? pass.positions : counted_positions(x, pass.layout) + first;
   if (options_.position == "sinusoidal") return x + sinusoidal_at(at, options_.width).to(x.scalar_type());
   if (at.max().item<int64_t>() >= options_.max_length) {
     misuse("position {} is beyond model.max_length = {}", at.max().item<int64_t>(), options_.max_length);
@@ -103,7 +103,7 @@ Tensor Decoder::hidden(const Tensor& ids, Pass& pass) {
 }
 
 Tensor Decoder::hidden_of(const Tensor& vectors, Pass& pass) {
-  Tensor x = positioned(vectors, 0, pass.positions);
+  Tensor x = positioned(vectors, 0, pass);
   const bool checkpointing = checkpointing_ && torch::GradMode::is_enabled();
   const size_t losses = pass.losses.size();
   for (const auto& layer : layers_) {
@@ -124,8 +124,8 @@ Tensor Decoder::logits(const Tensor& hidden) {
 }
 
 Tensor Decoder::extend(const Tensor& ids, Memory& memory) {
-  Tensor x = positioned(embed(ids), memory.tokens, {});
   Pass pass;
+  Tensor x = positioned(embed(ids), memory.tokens, pass);
   for (size_t i = 0; i < layers_.size(); ++i)
     x = layers_[i]->extend(x, memory.child("layers").child(std::to_string(i)), pass);
   memory.tokens += ids.size(1);

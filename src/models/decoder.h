@@ -68,7 +68,7 @@ class Decoder : public torch::nn::Module {
   void add_layers(const Config& layers, const std::string& where);
   void shrink_branch_outputs();
   Tensor embed(const Tensor& ids) const;
-  Tensor positioned(const Tensor& x, int64_t first, const Tensor& positions);
+  Tensor positioned(const Tensor& x, int64_t first, const Pass& pass);
 
   int64_t vocabulary_;
   DecoderOptions options_;

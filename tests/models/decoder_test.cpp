@@ -1,6 +1,10 @@
 #include "models/decoder.h"
 
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
+
+#include <atomic>
+#include <set>
 
 #include "base/error.h"
 #include "io/toml.h"
@@ -54,14 +58,125 @@ TEST(DecoderModel, AConvolutionBeforeAMixerStreamsAndKeepsRowsApart) {
   expect_near(model->hidden(rows.reshape({1, 18}), packed).view({2, 9, 16}), whole, 1e-5, "packed");
 }
 
-/// A decoder of two layers of `kind`; none where that takes options.
-std::shared_ptr<Decoder> two_layers(const std::string& kind) {
-  const std::string options = mixers().get(kind).trials.front();
-  Config table = parse_toml(options, "test");
+/// A decoder of two layers of a mixer, with one of its trial options.
+std::shared_ptr<Decoder> two_layers(const std::string& kind, size_t trial = 0) {
+  Config table = parse_toml(mixers().get(kind).trials.at(trial), "test");
   table["kind"] = kind;
   torch::manual_seed(3);
   return std::make_shared<Decoder>(
       32, Config({{"width", 24}, {"layers", Config::array({{{"repeat", 2}, {"mixer", table}}})}}), "test: model");
+}
+
+/// Rows of several lengths, each with its target at every token.
+struct Ragged {
+  std::vector<Tensor> ids, targets;  // [1, T] each
+  Tensor lengths, offsets;
+
+  explicit Ragged(const std::vector<int64_t>& sizes) : lengths(torch::tensor(sizes)) {
+    for (const int64_t size : sizes) {
+      ids.push_back(::seqloom::ids(1, size));
+      targets.push_back(::seqloom::ids(1, size));
+    }
+    offsets = torch::cat({torch::zeros({1}, torch::kInt64), lengths.cumsum(0)});
+  }
+  /// With `padding` behind the rows.
+  Tensor padded(const std::vector<Tensor>& rows, int64_t padding) const {
+    const int64_t longest = lengths.max().item<int64_t>();
+    std::vector<Tensor> filled;
+    for (const Tensor& row : rows) filled.push_back(torch::constant_pad_nd(row, {0, longest - row.size(1)}, padding));
+    return torch::cat(filled, 0);
+  }
+};
+
+/// Gradients of the sum of all tokens' losses; an undefined one is zero.
+std::vector<Tensor> gradients(Decoder& model, const Tensor& ids, const Tensor& targets, const Layout& layout) {
+  Pass pass;
+  pass.layout = layout;
+  const Tensor logits = model.logits(model.hidden(ids, pass)).flatten(0, 1);
+  const Tensor loss = torch::cross_entropy_loss(logits, targets.flatten(), {}, at::Reduction::Sum, -100);
+  const auto parameters = model.parameters();
+  auto all = torch::autograd::grad({loss}, parameters, {}, false, false, /*allow_unused=*/true);
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!all[i].defined()) all[i] = torch::zeros_like(parameters[i]);
+  }
+  return all;
+}
+
+void expect_trains_alike(Decoder& model, const Ragged& rows) {
+  const auto padded =
+      gradients(model, rows.padded(rows.ids, 0), rows.padded(rows.targets, -100), Layout::padded(rows.lengths));
+  const auto packed =
+      gradients(model, torch::cat(rows.ids, 1), torch::cat(rows.targets, 1), Layout::packed(rows.offsets));
+  std::vector<Tensor> alone = gradients(model, rows.ids[0], rows.targets[0], Layout());
+  for (size_t r = 1; r < rows.ids.size(); ++r) {
+    const auto more = gradients(model, rows.ids[r], rows.targets[r], Layout());
+    for (size_t i = 0; i < alone.size(); ++i) alone[i] += more[i];
+  }
+  const auto names = model.named_parameters();
+  for (size_t i = 0; i < alone.size(); ++i) {
+    expect_near(padded[i], alone[i], 1e-4, names[i].key() + ", padded");
+    expect_near(packed[i], alone[i], 1e-4, names[i].key() + ", packed");
+  }
+}
+
+TEST(DecoderModel, ARaggedBatchTrainsTheSamePaddedPackedAndOneByOne) {
+  for (const std::string& kind : mixers().names()) {
+    for (size_t trial = 0; trial < mixers().get(kind).trials.size(); ++trial) {
+      SCOPED_TRACE(kind + " " + std::to_string(trial));
+      const auto model = two_layers(kind, trial);
+      if (!model->mixer(0).takes().empty()) continue;  // it cannot be the first layer
+      expect_trains_alike(*model, Ragged({37, 1, 12, 2, 21}));
+    }
+  }
+}
+
+TEST(DecoderModel, PackedRowsCountTheirPositionsAnew) {
+  for (const std::string position : {"learned", "sinusoidal"}) {
+    SCOPED_TRACE(position);
+    // 20 positions are enough for rows of 20 tokens, however many there are
+    expect_trains_alike(*decoder("width = 16\nmax_length = 20\nposition = '" + position + "'\n" + kLayers),
+                        Ragged({3, 20, 11}));
+  }
+}
+
+/// The most numbers of a tensor that any operation reads during `work`.
+template <typename Work>
+int64_t largest_operand(Work work) {
+  static std::atomic<int64_t> largest;
+  largest = 0;
+  const auto seen = [](const at::RecordFunction& function) -> std::unique_ptr<at::ObserverContext> {
+    for (const auto& input : function.inputs()) {
+      if (input.isTensor() && input.toTensor().defined()) largest = std::max(largest.load(), input.toTensor().numel());
+    }
+    return nullptr;
+  };
+  const auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback(seen).needsInputs(true));
+  work();
+  at::removeCallback(handle);
+  return largest;
+}
+
+TEST(DecoderModel, NoPadTokenIsMultipliedWhereAMixerTakesPackedRows) {
+  const torch::NoGradGuard no_grad;
+  const Ragged rows({300, 1, 1, 2, 1, 1, 3, 1, 1, 1, 1, 1});
+  const Tensor packed = torch::cat(rows.ids, 1), padded = rows.padded(rows.ids, 0);
+  std::set<std::string> without_padding;
+  for (const std::string& kind : mixers().names()) {
+    const auto model = two_layers(kind);
+    const auto largest = [&](const Tensor& ids, const Layout& layout) {
+      return largest_operand([&] {
+        Pass pass;
+        pass.layout = layout;
+        model->hidden(ids, pass);
+      });
+    };
+    const int64_t with = largest(padded, Layout::padded(rows.lengths));
+    EXPECT_GE(with, padded.numel() * model->width()) << "padding is seen where it is";
+    if (largest(packed, Layout::packed(rows.offsets)) < with / 3) without_padding.insert(kind);
+  }
+  for (const std::string kind : {"attention", "gla", "lawcat", "linear_attention", "mamba", "mamba2", "retnet"}) {
+    EXPECT_EQ(without_padding.count(kind), 1U) << kind;
+  }
 }
 
 TEST(CacheEvery, IsThePlainModelUpToItsFirstCacheAndStreams) {
