@@ -29,6 +29,9 @@ std::vector<int64_t> draw(int64_t n, int64_t count, Random& random) {
 
 void check(const RecallOptions& options, const std::string& where) {
   if (options.eval_pairs.empty()) misuse("{}.eval_pairs is empty; name at least one number of pairs", where);
+  if (options.packed && options.mixed) {
+    misuse("{}.packed = true draws a number of pairs for each row already: leave out mixed", where);
+  }
   if (options.pairs > options.keys) {
     misuse("{}.pairs = {}: there are only {} keys and a row's keys are distinct", where, options.pairs, options.keys);
   }
@@ -48,11 +51,12 @@ class RecallTask final : public Task, public HasExample {
     check(options_, name + ": task");
     decoder_ = std::make_shared<Decoder>(options_.keys + options_.values, recipe["model"], name + ": model");
     distillation_ = make_distillation(recipe, name, decoder_);
+    if (distillation_ && options_.packed) misuse("{}: task.packed = true cannot be combined with [distill]", name);
   }
 
   torch::nn::Module& model() override { return *decoder_; }
   int64_t tokens_per_batch() const override {
-    return train_.batch * 3 * (options_.mixed ? (options_.pairs + 1) / 2 : options_.pairs);
+    return train_.batch * 3 * (options_.mixed || options_.packed ? (options_.pairs + 1) / 2 : options_.pairs);
   }
   std::string main_metric() const override { return "accuracy"; }
   bool less_is_better() const override { return false; }
@@ -61,6 +65,7 @@ class RecallTask final : public Task, public HasExample {
 
   torch::Tensor loss(int64_t index) override {
     Random random(mixed(train_.seed ^ kLengthSeed, index));
+    if (options_.packed) return packed_loss(index, random);
     const int64_t pairs = options_.mixed ? 1 + random.below(options_.pairs) : options_.pairs;
     const RecallRows rows = recall_rows(train_.batch, pairs, options_, train_.seed, index * train_.batch);
     if (distillation_) return distillation_->loss(index / train_.accumulate, rows.ids, rows.targets);
@@ -88,6 +93,13 @@ class RecallTask final : public Task, public HasExample {
   }
 
  private:
+  torch::Tensor packed_loss(int64_t index, Random& random) {
+    std::vector<int64_t> pairs(static_cast<size_t>(train_.batch));
+    for (int64_t& n : pairs) n = 1 + random.below(options_.pairs);
+    const auto [rows, offsets] = packed_recall_rows(pairs, options_, train_.seed, index * train_.batch);
+    return token_loss(*decoder_, rows.ids, rows.targets, Layout::packed(offsets));
+  }
+
   /// Accuracy and mean loss over eval_rows rows of `pairs` pairs, a batch at a time.
   std::pair<double, double> score(int64_t pairs) {
     double right = 0, loss = 0;
@@ -140,6 +152,19 @@ RecallRows recall_rows(int64_t rows, int64_t pairs, const RecallOptions& options
     }
   }
   return result;
+}
+
+PackedRecallRows packed_recall_rows(const std::vector<int64_t>& pairs, const RecallOptions& options, uint64_t seed,
+                                    int64_t first) {
+  std::vector<torch::Tensor> ids, targets;
+  std::vector<int64_t> offsets = {0};
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const RecallRows row = recall_rows(1, pairs[i], options, seed, first + static_cast<int64_t>(i));
+    ids.push_back(row.ids);
+    targets.push_back(row.targets);
+    offsets.push_back(offsets.back() + row.ids.size(1));
+  }
+  return {{torch::cat(ids, 1), torch::cat(targets, 1)}, torch::tensor(offsets)};
 }
 
 }  // namespace seqloom

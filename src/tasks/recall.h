@@ -11,7 +11,7 @@ namespace seqloom {
 struct RecallOptions {
   int64_t pairs = 16, keys = 32, values = 32, eval_rows = 256;
   std::vector<double> eval_pairs = {4, 8, 16};
-  bool mixed = false;
+  bool mixed = false, packed = false;
 
   void describe(Fields& f) {
     f.add("pairs", pairs, "key-value pairs of a training row").at_least(1).at_most(1 << 16);
@@ -22,6 +22,7 @@ struct RecallOptions {
         .at_most(1 << 16);
     f.add("eval_rows", eval_rows, "rows of each evaluation").at_least(1).at_most(1 << 20);
     f.add("mixed", mixed, "train on rows of 1 .. pairs pairs instead of always pairs");
+    f.add("packed", packed, "each row of a batch has its own number of pairs, 1 .. pairs; none is padded");
   }
 };
 
@@ -34,5 +35,13 @@ struct RecallRows {
 
 /// Rows number first, first + 1, ...; each is a function of (seed, its number). Needs 1 <= pairs <= options.keys.
 RecallRows recall_rows(int64_t rows, int64_t pairs, const RecallOptions& options, uint64_t seed, int64_t first);
+
+/// Row first + i with pairs[i] pairs, one after the other: ids and targets are [1, N]. Needs a row.
+struct PackedRecallRows {
+  RecallRows rows;
+  torch::Tensor offsets;  // [R + 1] int64: where each row begins, and N
+};
+PackedRecallRows packed_recall_rows(const std::vector<int64_t>& pairs, const RecallOptions& options, uint64_t seed,
+                                    int64_t first);
 
 }  // namespace seqloom

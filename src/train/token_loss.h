@@ -22,9 +22,11 @@ inline torch::Tensor token_loss(const torch::Tensor& logits, const torch::Tensor
       pass, torch::cross_entropy_loss(logits.flatten(0, 1), targets.flatten(), {}, at::Reduction::Mean, kIgnored));
 }
 
-/// The same of a decoder that reads ids [B, T]; a large vocabulary's logits are not held whole.
-inline torch::Tensor token_loss(Decoder& decoder, const torch::Tensor& ids, const torch::Tensor& targets) {
+/// The same of a decoder that reads ids [B, T] of that layout; a large vocabulary's logits are not held whole.
+inline torch::Tensor token_loss(Decoder& decoder, const torch::Tensor& ids, const torch::Tensor& targets,
+                                const Layout& layout = {}) {
   Pass pass;
+  pass.layout = layout;
   const torch::Tensor hidden = decoder.hidden(ids, pass);
   return with_losses_of(
       pass, ops::linear_cross_entropy(hidden.flatten(0, 1), decoder.output_weight(), targets.flatten(), kIgnored));

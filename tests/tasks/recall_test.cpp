@@ -54,6 +54,28 @@ TEST(Recall, EveryQueryAsksForTheValueOfItsKey) {
   EXPECT_LT(in_order, 3) << "the queries come in a random order";
 }
 
+TEST(Recall, PackedRowsAreThoseOfTheirNumbersAndTrainAsTheyWouldAlone) {
+  RecallOptions options;
+  options.keys = 8;
+  options.values = 5;
+  const std::vector<int64_t> pairs = {3, 1, 4};
+  const auto [rows, offsets] = packed_recall_rows(pairs, options, 3, 11);
+  ASSERT_TRUE(offsets.equal(torch::tensor({0, 9, 12, 24})));
+  for (int64_t i = 0; i < 3; ++i) {
+    const RecallRows alone = recall_rows(1, pairs[static_cast<size_t>(i)], options, 3, 11 + i);
+    const int64_t begin = offsets[i].item<int64_t>(), size = alone.ids.size(1);
+    EXPECT_TRUE(rows.ids.narrow(1, begin, size).equal(alone.ids));
+    EXPECT_TRUE(rows.targets.narrow(1, begin, size).equal(alone.targets));
+  }
+  const auto task = make_task(recipe({{"packed", true}}, 50), "r.toml");
+  EXPECT_EQ(task->tokens_per_batch(), 50 * 3 * 2);  // 1 .. 4 pairs
+  const torch::Tensor loss = task->loss(2);
+  EXPECT_TRUE(loss.requires_grad());
+  EXPECT_TRUE(loss.equal(task->loss(2)));
+  EXPECT_FALSE(loss.equal(task->loss(3)));
+  EXPECT_THROW(make_task(recipe({{"packed", true}, {"mixed", true}}), "r.toml"), UsageError);
+}
+
 TEST(Recall, ARowIsAFunctionOfSeedAndNumber) {
   const RecallOptions options;
   const auto ids = [&](int64_t rows, uint64_t seed, int64_t first) {
