@@ -1,9 +1,8 @@
 #include "ops/cpu/causal_conv1d.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
+#include "ops/cpu/balanced_for.h"
 #include "ops/cpu/causal_conv1d_rows.h"
 #include "ops/cpu/matrix_rows.h"
 
@@ -34,7 +33,9 @@ std::vector<Task> tasks_of(const std::vector<int64_t>& offsets) {
 /// Runs work(task, its number) in parallel.
 template <typename Work>
 void for_tasks(const std::vector<Task>& tasks, Work work) {
-  at::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+  std::vector<int64_t> rows;
+  for (const Task& task : tasks) rows.push_back(task.last - task.first);
+  balanced_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) work(tasks[i], i);
   });
 }

@@ -1,10 +1,9 @@
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <vector>
 
 #include "base/torch.h"
+#include "ops/cpu/balanced_for.h"
 #include "ops/cpu/head_rows.h"
 
 namespace seqloom::ops::cpu {
@@ -58,11 +57,14 @@ inline HeadResult result_of(const torch::Tensor& t, const Sequence& s, int64_t h
 }
 
 /// Runs work on all heads of all sequences in parallel, up to `together` heads of one sequence at a time, which one
-/// thread takes through a chunk before the next chunk. head(b, h) says what a head reads, out(b, h) where it writes.
+/// thread takes through a chunk before the next chunk. head(b, h) says what a head reads, out(b, h) where it writes;
+/// tokens[b] is the length of sequence b.
 template <typename Head, typename Out, typename MakeHead, typename MakeOut>
-void for_heads(int64_t batch, int64_t heads, int64_t together, MakeHead head, MakeOut out,
+void for_heads(const std::vector<int64_t>& tokens, int64_t heads, int64_t together, MakeHead head, MakeOut out,
                void (*work)(const Head*, const Out*, size_t)) {
-  at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
+  std::vector<int64_t> costs;
+  for (const int64_t count : tokens) costs.insert(costs.end(), heads, count + 1);
+  balanced_for(costs, [&](int64_t begin, int64_t end) {
     std::vector<Head> group;
     std::vector<Out> outs;
     for (int64_t at = begin; at < end; ++at) {
@@ -75,6 +77,13 @@ void for_heads(int64_t batch, int64_t heads, int64_t together, MakeHead head, Ma
       outs.clear();
     }
   });
+}
+
+/// The same for sequences of one length.
+template <typename Head, typename Out, typename MakeHead, typename MakeOut>
+void for_heads(int64_t batch, int64_t heads, int64_t together, MakeHead head, MakeOut out,
+               void (*work)(const Head*, const Out*, size_t)) {
+  for_heads<Head, Out>(std::vector<int64_t>(batch, 1), heads, together, head, out, work);
 }
 
 }  // namespace seqloom::ops::cpu

@@ -1,9 +1,10 @@
 #include "ops/cpu/selective_scan.h"
 
-#include <ATen/Parallel.h>
-
+#include <algorithm>
+#include <functional>
 #include <numeric>
 
+#include "ops/cpu/balanced_for.h"
 #include "ops/cpu/matrix_rows.h"
 #include "ops/cpu/selective_scan_rows.h"
 
@@ -71,13 +72,21 @@ ScanRows<T> inputs_of(const ScanInputs& in, const Sizes& s, const Task& task) {
           stride(in.C)};
 }
 
-/// Runs work(Task) in parallel over sequences and ranges of channels, which are as wide as an even share for each
-/// thread allows.
+/// Ranges of channels that a group of a sequence is cut into: as few as an even share for each thread allows.
+int64_t parts_of(const Sizes& s, const std::vector<int64_t>& tokens) {
+  const int64_t threads = at::get_num_threads();
+  const bool ragged = std::adjacent_find(tokens.begin(), tokens.end(), std::not_equal_to<>()) != tokens.end();
+  return std::min(s.panels, ragged ? threads : threads / std::gcd(s.sequences * s.groups, threads));
+}
+
+/// Runs work(Task) in parallel over sequences and ranges of channels.
 template <typename Work>
-void for_tasks(const Sizes& s, Work work) {
-  const int64_t rows = s.sequences * s.groups, threads = at::get_num_threads();
-  const int64_t parts = std::min(s.panels, threads / std::gcd(rows, threads));
-  at::parallel_for(0, rows * parts, 1, [&](int64_t begin, int64_t end) {
+void for_tasks(const ScanInputs& in, const Sizes& s, Work work) {
+  std::vector<int64_t> tokens, costs;
+  for (int64_t i = 0; i < s.sequences; ++i) tokens.push_back(in.offsets[i + 1] - in.offsets[i]);
+  const int64_t parts = parts_of(s, tokens);
+  for (const int64_t count : tokens) costs.insert(costs.end(), s.groups * parts, count + 1);
+  balanced_for(costs, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t part = index % parts, group = index / parts % s.groups;
       const int64_t panel = part * s.panels / parts, last = (part + 1) * s.panels / parts;
@@ -91,7 +100,7 @@ void for_tasks(const Sizes& s, Work work) {
 template <typename T>
 void run_forward(const ScanInputs& in, const Sizes& s, ScanOutputs& out) {
   float *state = writable(out.state), *checkpoints = writable(out.checkpoints);
-  for_tasks(s, [&](const Task& task) {
+  for_tasks(in, s, [&](const Task& task) {
     const ForwardRows<T> rows{rows_of<T>(out.y, in.offsets[task.sequence]),
                               state + task.sequence * s.states * s.channels,
                               shifted(checkpoints, s.first_tile[task.sequence] * s.states * s.channels)};
@@ -110,7 +119,7 @@ void run_backward(const ScanInputs& in, const Sizes& s, const torch::Tensor& che
   float *dB = writable(sums.dB), *dC = writable(sums.dC), *dA = writable(sums.dA), *dBconst = writable(sums.dBconst),
         *dCconst = writable(sums.dCconst), *dstate = writable(g.state), *dD = writable(sums.dD),
         *dbias = writable(sums.dbias);
-  for_tasks(s, [&](const Task& task) {
+  for_tasks(in, s, [&](const Task& task) {
     const int64_t first = in.offsets[task.sequence], state = task.sequence * s.states * s.channels;
     const int64_t channel = task.sequence * s.channels;
     const int64_t map = ((task.panel * s.rows + first) * s.groups + task.group) * s.states;
