@@ -1,6 +1,8 @@
 // Speed of the ops. Counters: tokens/s, and for memory-bound ops bytes/s beside a plain copy of the same tensor.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+
 #include "base/torch.h"
 #include "io/toml.h"
 #include "mixers/mixer.h"
@@ -103,6 +105,32 @@ void mixer_step(benchmark::State& state, const std::string& kind) {
   count_tokens(state, tokens);
 }
 
+/// A training step on eight ragged rows of T, T/2, T/4, ... tokens, 0: padded, 1: packed; tokens/s counts real ones.
+void ragged_step(benchmark::State& state, const std::string& kind) {
+  constexpr int64_t kWidth = 240, kRows = 8;
+  seqloom::Config table = seqloom::parse_toml(seqloom::mixers().get(kind).trials.front(), kind);
+  table["kind"] = kind;
+  const auto mixer = seqloom::make_mixer(kWidth, table, kind);
+  std::vector<int64_t> lengths, offsets = {0};
+  for (int64_t row = 0; row < kRows; ++row) {
+    lengths.push_back(std::max<int64_t>(1, state.range(0) >> row));
+    offsets.push_back(offsets.back() + lengths.back());
+  }
+  const bool packed = state.range(1) != 0;
+  const Tensor x = torch::randn(packed ? std::vector<int64_t>{1, offsets.back(), kWidth}
+                                       : std::vector<int64_t>{kRows, state.range(0), kWidth})
+                       .requires_grad_(true);
+  const Tensor values = torch::zeros({kRows, state.range(0), kWidth});  // which are never packed
+  for ([[maybe_unused]] auto _ : state) {
+    seqloom::Pass pass;
+    pass.layout =
+        packed ? seqloom::Layout::packed(torch::tensor(offsets)) : seqloom::Layout::padded(torch::tensor(lengths));
+    for (const auto& name : mixer->takes()) pass.values[name] = values;
+    mixer->forward(x, pass).sum().backward();
+  }
+  count_tokens(state, offsets.back());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -112,6 +140,12 @@ int main(int argc, char** argv) {
         ->ArgName("T")
         ->Arg(1024)
         ->Arg(4096)
+        ->UseRealTime()
+        ->Unit(benchmark::kMillisecond);
+    benchmark::RegisterBenchmark(("ragged_step/" + kind).c_str(),
+                                 [kind](benchmark::State& state) { ragged_step(state, kind); })
+        ->ArgNames({"T", "packed"})
+        ->ArgsProduct({{1024}, {0, 1}})
         ->UseRealTime()
         ->Unit(benchmark::kMillisecond);
   }
