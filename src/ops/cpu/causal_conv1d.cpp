@@ -35,7 +35,7 @@ template <typename Work>
 void for_tasks(const std::vector<Task>& tasks, Work work) {
   std::vector<int64_t> rows;
   for (const Task& task : tasks) rows.push_back(task.last - task.first);
-  balanced_for(rows, [&](int64_t begin, int64_t end) {
+  balanced_for(TaskCosts(rows), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) work(tasks[i], i);
   });
 }

@@ -64,7 +64,7 @@ void for_heads(const std::vector<int64_t>& tokens, int64_t heads, int64_t togeth
                void (*work)(const Head*, const Out*, size_t)) {
   std::vector<int64_t> costs;
   for (const int64_t count : tokens) costs.insert(costs.end(), heads, count + 1);
-  balanced_for(costs, [&](int64_t begin, int64_t end) {
+  balanced_for(TaskCosts(costs), [&](int64_t begin, int64_t end) {
     std::vector<Head> group;
     std::vector<Out> outs;
     for (int64_t at = begin; at < end; ++at) {

@@ -86,7 +86,7 @@ void for_tasks(const ScanInputs& in, const Sizes& s, Work work) {
   for (int64_t i = 0; i < s.sequences; ++i) tokens.push_back(in.offsets[i + 1] - in.offsets[i]);
   const int64_t parts = parts_of(s, tokens);
   for (const int64_t count : tokens) costs.insert(costs.end(), s.groups * parts, count + 1);
-  balanced_for(costs, [&](int64_t begin, int64_t end) {
+  balanced_for(TaskCosts(costs), [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t part = index % parts, group = index / parts % s.groups;
       const int64_t panel = part * s.panels / parts, last = (part + 1) * s.panels / parts;
