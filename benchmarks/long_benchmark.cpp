@@ -84,6 +84,7 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "long_benchmark [T]: T is a number of tokens, 1048576 when left out\n");
     return 2;
   }
+  setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0);  // huge pages, as the command line has them
   const torch::NoGradGuard no_grad;
   fmt::print("T = {}, {} threads, float32\n", tokens, torch::get_num_threads());
   const int64_t few = std::min<int64_t>(tokens, 16384);

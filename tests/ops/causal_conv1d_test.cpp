@@ -4,8 +4,7 @@
 #include <hwy/targets.h>
 
 #include "base/error.h"
-#include "ops/fused.h"
-#include "support/compare.h"
+#include "support/fused_op.h"
 
 namespace seqloom {
 namespace {
@@ -31,17 +30,6 @@ std::vector<Tensor> results(const Tensor& x, const Tensor& weight, const Tensor&
   all.push_back(y.detach());
   all.push_back(after.detach());
   return all;
-}
-
-/// Runs `check` under every SIMD target that this machine has.
-template <typename Check>
-void on_every_target(Check check) {
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::SetSupportedTargetsForTest(target);
-    SCOPED_TRACE(hwy::TargetName(target));
-    check();
-    hwy::SetSupportedTargetsForTest(0);
-  }
 }
 
 TEST(CausalConv1d, FusedEqualsTheReferenceOnEveryTarget) {

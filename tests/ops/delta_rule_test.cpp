@@ -1,16 +1,15 @@
 // The fused kernel of the delta rule against its reference; the reference against its definition is in
 // linear_recurrences_test.cpp.
 #include "ops/delta_rule.h"
-#include "base/error.h"
 
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
 #include <limits>
 
-#include "ops/fused.h"
+#include "base/error.h"
 #include "ops/rms_norm.h"
-#include "support/compare.h"
+#include "support/fused_op.h"
 
 namespace seqloom {
 namespace {
@@ -63,22 +62,6 @@ std::vector<Tensor> results(const std::vector<Tensor>& inputs, bool fused,
   all.push_back(o.detach());
   all.push_back(state.detach());
   return all;
-}
-
-std::vector<Tensor> in_float64(std::vector<Tensor> tensors) {
-  for (Tensor& t : tensors) {
-    if (t.defined()) t = t.to(torch::kFloat64);
-  }
-  return tensors;
-}
-
-void expect_all_near(const std::vector<Tensor>& got, const std::vector<Tensor>& want, double tolerance,
-                     const std::string& what) {
-  ASSERT_EQ(got.size(), want.size());
-  for (size_t i = 0; i < want.size(); ++i) {
-    ASSERT_TRUE(got[i].isfinite().all().item<bool>()) << what << ", result " << i;
-    expect_near(got[i], want[i], tolerance, what + ", result " + std::to_string(i));
-  }
 }
 
 class FusedDelta : public testing::TestWithParam<Shape> {};

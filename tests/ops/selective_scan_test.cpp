@@ -6,8 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "ops/fused.h"
-#include "support/compare.h"
+#include "support/fused_op.h"
 
 namespace seqloom {
 namespace {
@@ -129,17 +128,6 @@ TEST(SelectiveScan, SurvivesStrongDecayAndBothTailsOfSoftplus) {
   for (size_t i = 0; i < want.size(); ++i) {
     EXPECT_TRUE(got[i].isfinite().all().item<bool>());
     expect_near(got[i], want[i], 3e-4, "extremes");
-  }
-}
-
-/// Runs `check` under every SIMD target that this machine has.
-template <typename Check>
-void on_every_target(Check check) {
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::SetSupportedTargetsForTest(target);
-    SCOPED_TRACE(hwy::TargetName(target));
-    check();
-    hwy::SetSupportedTargetsForTest(0);
   }
 }
 

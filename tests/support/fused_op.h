@@ -22,6 +22,23 @@ void on_every_target(Check check) {
   }
 }
 
+inline std::vector<torch::Tensor> in_float64(std::vector<torch::Tensor> tensors) {
+  for (torch::Tensor& t : tensors) {
+    if (t.defined()) t = t.to(torch::kFloat64);
+  }
+  return tensors;
+}
+
+/// Results are finite and near, one by one.
+inline void expect_all_near(const std::vector<torch::Tensor>& got, const std::vector<torch::Tensor>& want,
+                            double tolerance, const std::string& what) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_TRUE(got[i].isfinite().all().item<bool>()) << what << ", result " << i;
+    expect_near(got[i], want[i], tolerance, what + ", result " + std::to_string(i));
+  }
+}
+
 /// An op of some tensors; undefined inputs are absent ones. Views of inputs are made inside.
 using TestedOp = std::function<std::vector<torch::Tensor>(const std::vector<torch::Tensor>&)>;
 
