@@ -46,7 +46,8 @@ void check_state(const Tensor& state, torch::IntArrayRef wanted) {
 std::tuple<Tensor, Tensor> reference(const Tensor& x, const Tensor& taps, const Optional& bias, const Tensor& state,
                                      bool silu) {
   const int64_t before = taps.size(0) - 1, tokens = x.size(1);
-  const Tensor history = torch::cat({state.to(widened(x).scalar_type()), widened(x)}, 1), wide = widened(taps);
+  const Tensor rows = widened(x), wide = widened(taps);
+  const Tensor history = torch::cat({state.to(rows.scalar_type()), rows}, 1);
   Tensor y = history.narrow(1, 0, tokens) * wide[0];
   for (int64_t j = 1; j <= before; ++j) y = y + history.narrow(1, j, tokens) * wide[j];
   if (bias) y = y + widened(*bias);
@@ -96,14 +97,6 @@ class FusedConv : public torch::autograd::Function<FusedConv> {
   }
 };
 
-bool is_fusable(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& state) {
-  const auto float32 = [](const Tensor& t) {  // once widened
-    return t.scalar_type() == torch::kFloat32 || t.scalar_type() == torch::kBFloat16 || t.scalar_type() == torch::kHalf;
-  };
-  return fused_enabled() && x.is_cpu() && weight.size(1) <= cpu::kMaxConvWidth && float32(x) && float32(weight) &&
-         (!bias || float32(*bias)) && float32(state);
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias,
@@ -115,7 +108,7 @@ std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, 
   if (initial_state) check_state(*initial_state, state_shape);
   const Tensor start = initial_state ? *initial_state : torch::zeros(state_shape, widened(x).options());
   const Tensor state = start.transpose(1, 2), rows = x.transpose(1, 2), taps = weight.t();
-  if (is_fusable(x, weight, bias, start)) {
+  if (weight.size(1) <= cpu::kMaxConvWidth && fusable({x, weight, bias.value_or(Tensor()), start})) {
     const auto plain = [](const Tensor& t) { return widened(t).contiguous(); };
     const bool narrow = x.scalar_type() == torch::kBFloat16;  // which is read as it is
     const auto out = FusedConv::apply(channel_rows(narrow ? x : widened(x)), plain(taps),

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "ops/fused.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 
@@ -34,12 +33,6 @@ torch::Tensor packed_offsets(const char* op, const torch::Tensor& q, const std::
 
 int64_t count_sequences(const torch::Tensor& q, const torch::Tensor& offsets) {
   return offsets.defined() ? offsets.size(0) - 1 : q.dim() > 0 ? q.size(0) : 0;
-}
-
-bool fusable(const std::vector<torch::Tensor>& tensors) {
-  return fused_enabled() && std::all_of(tensors.begin(), tensors.end(), [](const torch::Tensor& t) {
-           return !t.defined() || (t.is_cpu() && widened(t).scalar_type() == torch::kFloat32);
-         });
 }
 
 torch::Tensor with_rows(const torch::Tensor& x) {

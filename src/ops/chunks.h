@@ -20,10 +20,6 @@ torch::Tensor packed_offsets(const char* op, const torch::Tensor& q, const std::
 /// Sequences of q [B, T, H, K]: its rows, or as many as the offsets tell apart.
 int64_t count_sequences(const torch::Tensor& q, const torch::Tensor& offsets);
 
-/// Whether the fused kernels are on and take these tensors: on the CPU, float32 once widened. Undefined ones do not
-/// count.
-bool fusable(const std::vector<torch::Tensor>& tensors);
-
 /// x widened, and as it is where its rows are contiguous, so that heads which share keys need no copies of them.
 torch::Tensor with_rows(const torch::Tensor& x);
 

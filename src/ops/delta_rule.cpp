@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/cpu/delta_rule.h"
+#include "ops/fused.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"

@@ -1,5 +1,6 @@
 #include "ops/fused.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string_view>
@@ -22,6 +23,14 @@ bool fused_enabled() {
 }
 void set_fused_enabled(bool enabled) {
   flag() = enabled;
+}
+
+bool fusable(const std::vector<torch::Tensor>& tensors) {
+  return fused_enabled() && std::all_of(tensors.begin(), tensors.end(), [](const torch::Tensor& t) {
+           if (!t.defined()) return true;
+           const auto type = t.scalar_type();
+           return t.is_cpu() && (type == torch::kFloat32 || type == torch::kBFloat16 || type == torch::kHalf);
+         });
 }
 
 }  // namespace seqloom::ops

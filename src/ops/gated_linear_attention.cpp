@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/cpu/gated_linear_attention.h"
+#include "ops/fused.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -227,8 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> normalized_gated_linear_attention(
   // z is the state of a value that is always one: a column more of S.
   auto column = v.sizes().vec();
   column.back() = 1;
-  const Tensor ones = torch::ones(column, v.options().dtype(widened(v).scalar_type()));
-  const Tensor values = torch::cat({widened(v), ones}, -1);
+  const Tensor wide = widened(v), values = torch::cat({wide, torch::ones(column, wide.options())}, -1);
   std::optional<Tensor> start;
   if (initial_state || initial_z) {
     const Tensor zero = torch::zeros({sequences, q.size(2), q.size(3), v.size(3) + 1}, values.options());

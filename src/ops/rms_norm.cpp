@@ -60,9 +60,7 @@ class FusedNorm : public torch::autograd::Function<FusedNorm> {
 };
 
 bool kernel_takes(const Tensor& x, const Tensor& z, const Tensor& weight) {
-  const auto of_float = [](const Tensor& t) { return t.is_cpu() && widened(t).scalar_type() == torch::kFloat32; };
-  return fused_enabled() && x.scalar_type() != torch::kHalf && x.numel() > 0 && x.dim() <= cpu::RowWalk::kDims &&
-         of_float(x) && of_float(weight) && (!z.defined() || of_float(z));
+  return x.scalar_type() != torch::kHalf && x.numel() > 0 && x.dim() <= cpu::RowWalk::kDims && fusable({x, z, weight});
 }
 
 void check_shapes(const Tensor& x, const Tensor& z, const Tensor& weight) {

@@ -210,11 +210,6 @@ std::tuple<Tensor, Tensor> fused(const Tensor& u, const Tensor& delta, const Ten
   return {y.to(u.scalar_type()), out[1].transpose(1, 2)};
 }
 
-bool all_float32(const variable_list& tensors) {
-  return std::all_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& t) { return !t.defined() || widened(t).scalar_type() == torch::kFloat32; });
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
@@ -230,9 +225,7 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, 
   check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, sequences);
   if (!cu_seqlens) offsets = dense_offsets(u.size(0), u.size(2));
   const auto given = [](const Optional& t) { return t.value_or(Tensor()); };
-  const bool float32 =
-      u.is_cpu() && all_float32({u, delta, A, B, C, given(D), given(z), given(delta_bias), given(initial_state)});
-  if (fused_enabled() && float32) {
+  if (fusable({u, delta, A, B, C, given(D), given(z), given(delta_bias), given(initial_state)})) {
     return fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, offsets);
   }
   if (!cu_seqlens) return reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state);

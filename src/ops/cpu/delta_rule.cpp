@@ -75,7 +75,7 @@ DeltaOutputs delta_rule_forward(const DeltaInputs& in, bool keep_for_backward) {
                           0,
                           0};
     };
-    for_heads<DeltaHead, DeltaForward>(s.count(), s.heads, s.together(), head_maker(in, s), make,
+    for_heads<DeltaHead, DeltaForward>(s.sequences, s.heads, s.together(), head_maker(in, s), make,
                                        delta_recurrent_heads);
     return out;
   }
@@ -92,7 +92,7 @@ DeltaOutputs delta_rule_forward(const DeltaInputs& in, bool keep_for_backward) {
                         keep ? static_cast<size_t>(s.state) : 0,
                         keep ? static_cast<size_t>(s.errors) : 0};
   };
-  for_heads<DeltaHead, DeltaForward>(s.count(), s.heads, s.together(), head_maker(in, s), make, delta_forward_heads);
+  for_heads<DeltaHead, DeltaForward>(s.sequences, s.heads, s.together(), head_maker(in, s), make, delta_forward_heads);
   return out;
 }
 
@@ -118,7 +118,8 @@ DeltaGradients delta_rule_backward(const DeltaInputs& in, const Tensor& states, 
                          result_of(g.beta, of, h),
                          result_of(g.gate, of, h)};
   };
-  for_heads<DeltaHead, DeltaBackward>(s.count(), s.heads, s.together(), head_maker(in, s), make, delta_backward_heads);
+  for_heads<DeltaHead, DeltaBackward>(s.sequences, s.heads, s.together(), head_maker(in, s), make,
+                                      delta_backward_heads);
   return g;
 }
 

@@ -61,9 +61,7 @@ constexpr int64_t kHeadsTogether = 16;
 template <typename Out, typename Make>
 void run_heads(const GlaInputs& in, const Sizes& s, Make make, void (*work)(const GlaHead*, const Out*, size_t)) {
   const auto head = [&](int64_t b, int64_t h) { return head_of(in, s, b, h); };
-  std::vector<int64_t> tokens;
-  for (const Sequence& sequence : s.sequences) tokens.push_back(sequence.tokens);
-  for_heads<GlaHead, Out>(tokens, s.heads, kHeadsTogether, head, make, work);
+  for_heads<GlaHead, Out>(s.sequences, s.heads, kHeadsTogether, head, make, work);
 }
 
 /// [S, H, K, V] -> a copy of its own, K and V padded with zeros.

@@ -57,13 +57,12 @@ inline HeadResult result_of(const torch::Tensor& t, const Sequence& s, int64_t h
 }
 
 /// Runs work on all heads of all sequences in parallel, up to `together` heads of one sequence at a time, which one
-/// thread takes through a chunk before the next chunk. head(b, h) says what a head reads, out(b, h) where it writes;
-/// tokens[b] is the length of sequence b.
+/// thread takes through a chunk before the next chunk. head(b, h) says what a head reads, out(b, h) where it writes.
 template <typename Head, typename Out, typename MakeHead, typename MakeOut>
-void for_heads(const std::vector<int64_t>& tokens, int64_t heads, int64_t together, MakeHead head, MakeOut out,
+void for_heads(const std::vector<Sequence>& sequences, int64_t heads, int64_t together, MakeHead head, MakeOut out,
                void (*work)(const Head*, const Out*, size_t)) {
   std::vector<int64_t> costs;
-  for (const int64_t count : tokens) costs.insert(costs.end(), heads, count + 1);
+  for (const Sequence& s : sequences) costs.insert(costs.end(), heads, s.tokens + 1);
   balanced_for(TaskCosts(costs), [&](int64_t begin, int64_t end) {
     std::vector<Head> group;
     std::vector<Out> outs;
@@ -77,13 +76,6 @@ void for_heads(const std::vector<int64_t>& tokens, int64_t heads, int64_t togeth
       outs.clear();
     }
   });
-}
-
-/// The same for sequences of one length.
-template <typename Head, typename Out, typename MakeHead, typename MakeOut>
-void for_heads(int64_t batch, int64_t heads, int64_t together, MakeHead head, MakeOut out,
-               void (*work)(const Head*, const Out*, size_t)) {
-  for_heads<Head, Out>(std::vector<int64_t>(batch, 1), heads, together, head, out, work);
 }
 
 }  // namespace seqloom::ops::cpu
