@@ -41,7 +41,7 @@ class Mlp final : public ChannelMixer {
   }
 
   std::string activation_;
-  torch::nn::Linear fc1_{nullptr}, fc2_{nullptr};
+  Linear fc1_{nullptr}, fc2_{nullptr};
 };
 
 struct SwigluOptions {
@@ -69,7 +69,7 @@ class Swiglu final : public ChannelMixer {
   }
 
  private:
-  torch::nn::Linear gate_proj_{nullptr}, up_proj_{nullptr}, down_proj_{nullptr};
+  Linear gate_proj_{nullptr}, up_proj_{nullptr}, down_proj_{nullptr};
 };
 
 template <typename C, typename Options>

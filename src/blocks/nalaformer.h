@@ -33,7 +33,7 @@ class GridMlp : public torch::nn::Module {
   Tensor forward(const Tensor& x, const Tensor& keep, int64_t columns);
 
  private:
-  torch::nn::Linear fc1_{nullptr}, fc2_{nullptr};
+  Linear fc1_{nullptr}, fc2_{nullptr};
   std::shared_ptr<GridConv> dwconv_;
 };
 

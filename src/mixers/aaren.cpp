@@ -29,7 +29,7 @@ Aaren::Aaren(int64_t width, const Options& options)
   // not zero: every token would weigh the same, and k_proj would get no gradient
   query_ = register_parameter("query", torch::randn({width}) * 0.5);
   q_proj_ = register_module("q_proj", linear(width, width, options.bias));
-  k_proj_ = register_module("k_proj", linear(width, width, options.bias));
+  k_proj_ = register_module("k_proj", float_linear(width, width, options.bias));
   v_proj_ = register_module("v_proj", linear(width, width, options.bias));
   out_proj_ = register_module("out_proj", linear(width, width, options.bias));
 }

@@ -47,7 +47,7 @@ class Aaren final : public ScannableMixer {
 
   int64_t heads_, head_width_;
   Tensor query_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, out_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, out_proj_{nullptr};
 };
 
 }  // namespace seqloom

@@ -149,7 +149,7 @@ void Attention::add_carope() {
   const auto carope = read_options<CaropeOptions>(options_.carope, "carope");
   if (head_dim_ % 2 != 0) misuse("position = \"carope\" needs an even head_dim, not {}", head_dim_);
   first_exponent_ = carope.first_exponent;
-  carope_ = register_module("carope", linear(width(), kv_heads_, carope.bias));
+  carope_ = register_module("carope", float_linear(width(), kv_heads_, carope.bias));
   if (carope.init == "normal") return;
   const torch::NoGradGuard no_grad;
   carope_->weight.zero_();

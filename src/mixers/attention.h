@@ -128,10 +128,10 @@ class Attention final : public ScannableMixer {
   Options options_;
   int64_t kv_heads_, head_dim_;
   int64_t first_exponent_ = 0;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<RmsNorm> q_norm_, k_norm_;
   torch::nn::Embedding position_{nullptr}, t5_table_{nullptr};
-  torch::nn::Linear carope_{nullptr};
+  Linear carope_{nullptr};
   Tensor urpe_c_, rel_bias_;
   Tensor frequencies_, slopes_;  // rope [d_rot/2] float64, alibi [H]
 };

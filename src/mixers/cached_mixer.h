@@ -69,7 +69,7 @@ class CachedMixer final : public CausalMixer {
 
   CachingOptions options_;
   std::shared_ptr<CausalMixer> inner_;
-  torch::nn::Linear u_proj_{nullptr};
+  Linear u_proj_{nullptr};
   int64_t elements_ = 0;  // numbers in one memory of one row
 };
 

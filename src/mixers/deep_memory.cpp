@@ -26,7 +26,7 @@ Tensor register_held(torch::nn::Module& owner, const std::string& module, const 
 }
 
 /// A gate per head whose sigmoid begins at sigmoid(bias).
-torch::nn::Linear head_gate(int64_t width, int64_t heads, double bias) {
+Linear head_gate(int64_t width, int64_t heads, double bias) {
   auto gate = linear(width, heads, true);
   const torch::NoGradGuard no_grad;
   gate->bias.fill_(bias);
@@ -197,7 +197,7 @@ Tensor DeepMemory::with_window(const char* name, const Tensor& fresh, Memory& me
 }
 
 /// [B, C, D] -> [B, C, H, V] through the projection, the short convolution called `name` and the activation.
-Tensor DeepMemory::heads_of(const char* name, torch::nn::Linear& projection, const Tensor& x, Memory& memory,
+Tensor DeepMemory::heads_of(const char* name, Linear& projection, const Tensor& x, Memory& memory,
                             const Columns& columns) {
   const bool silu = options_.qkv_activation == "silu";
   Tensor y = projection(x);
@@ -214,7 +214,7 @@ Tensor DeepMemory::heads_of(const char* name, torch::nn::Linear& projection, con
 
 ops::DeepMemoryTokens DeepMemory::project(const Tensor& x, Memory& memory, const Columns& columns) {
   const auto by_head = [](const Tensor& t) { return t.transpose(1, 2); };
-  const auto gate = [&](torch::nn::Linear& projection) { return ops::widened(projection(x)); };
+  const auto gate = [&](Linear& projection) { return ops::widened(projection(x)); };
   const Tensor k = features(heads_of("k_conv", k_proj_, x, memory, columns));
   const Tensor v = heads_of("v_conv", v_proj_, x, memory, columns);
   Tensor omega = options_.omega_gate ? torch::sigmoid(gate(omega_proj_)) : torch::ones_like(v.select(-1, 0));

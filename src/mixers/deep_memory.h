@@ -62,8 +62,7 @@ class DeepMemory : public CausalMixer {
   void add_features();
   std::vector<WeightGroup> groups() const;
   ops::DeepMemoryTokens project(const Tensor& x, Memory& memory, const Columns& columns);
-  Tensor heads_of(const char* name, torch::nn::Linear& projection, const Tensor& x, Memory& memory,
-                  const Columns& columns);
+  Tensor heads_of(const char* name, Linear& projection, const Tensor& x, Memory& memory, const Columns& columns);
   Tensor features(const Tensor& x) const;
   Tensor with_window(const char* name, const Tensor& fresh, Memory& memory, const Columns& columns) const;
   Tensor finish(const Tensor& o, const Tensor& x);  // [B, H, T, V], [B, T, D] -> [B, T, D]
@@ -74,8 +73,8 @@ class DeepMemory : public CausalMixer {
   DeepMemoryOptions options_;
   ops::DeepMemoryRule rule_;
   int64_t head_width_, feature_width_ = 0;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, out_proj_{nullptr}, gate_proj_{nullptr};
-  torch::nn::Linear retain_proj_{nullptr}, momentum_proj_{nullptr}, lr_proj_{nullptr}, omega_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, out_proj_{nullptr}, gate_proj_{nullptr};
+  Linear retain_proj_{nullptr}, momentum_proj_{nullptr}, lr_proj_{nullptr}, omega_proj_{nullptr};
   std::map<std::string, Tensor> taps_;  // of the short convolutions, [H V, kernel]
   Tensor coeff_;
   std::vector<Tensor> initial_;

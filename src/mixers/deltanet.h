@@ -51,8 +51,7 @@ class DeltaNet final : public DeltaMixer {
   Tensor normalized(const Tensor& x) const;
 
   Options options_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, b_proj_{nullptr}, g_proj_{nullptr},
-      o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, b_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<RmsNorm> o_norm_;
 };
 

@@ -62,7 +62,7 @@ class Extractor : public WindowMixer {
   ExtractorOptions options_;
   Tensor taps_;  // [D, D, L], [D, 1, L] or [1, 1, L], the last for the latest input
   Tensor length_bias_, adjust_weight_, adjust_bias_;
-  torch::nn::Linear out_proj_{nullptr};
+  Linear out_proj_{nullptr};
 };
 
 struct SheOptions : ExtractorOptions {};

@@ -50,7 +50,7 @@ class Gam final : public WindowMixer {
   Options options_;
   std::shared_ptr<ShortConv> causal_conv_;
   Tensor memory_bank_;
-  torch::nn::Linear gate_{nullptr};
+  Linear gate_{nullptr};
 };
 
 }  // namespace seqloom

@@ -36,7 +36,7 @@ GatedDeltaNet::Projected GatedDeltaNet::project(const Tensor& x, Memory& memory,
   const auto activated = [&](const Tensor& y) {
     return has_conv() ? y : torch::silu(y);
   };  // the convolution has its own
-  const auto key_heads = [&](torch::nn::Linear& projection, const char* name) {
+  const auto key_heads = [&](Linear& projection, const char* name) {
     const Tensor y = split_heads(activated(convolved(projection(x), name, memory, columns)), options_.heads);
     const Tensor unit = ops::l2_norm(y, options_.l2_eps);
     const int64_t readers = value_heads_ / options_.heads;

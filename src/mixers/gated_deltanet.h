@@ -48,8 +48,8 @@ class GatedDeltaNet final : public DeltaMixer {
  private:
   Options options_;
   int64_t value_heads_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, a_proj_{nullptr}, b_proj_{nullptr},
-      g_proj_{nullptr}, o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, a_proj_{nullptr}, b_proj_{nullptr}, g_proj_{nullptr},
+      o_proj_{nullptr};
   std::shared_ptr<RmsNorm> o_norm_;
   Tensor A_log_, dt_bias_;
 };

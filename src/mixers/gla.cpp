@@ -57,7 +57,7 @@ Memory Gla::empty_memory(int64_t batch) const {
 Gla::Projected Gla::project(const Tensor& x, Memory& memory, const Layout& layout) {
   const Tensor keep = layout.keep(x.size(0), x.size(1));
   const Columns columns(layout, x);
-  const auto convolved = [&](torch::nn::Linear& projection, ShortConv* conv, const char* window) {
+  const auto convolved = [&](Linear& projection, ShortConv* conv, const char* window) {
     const Tensor y = projection(x);
     return conv == nullptr ? y : conv->forward(y, memory[window], columns);
   };

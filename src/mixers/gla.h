@@ -77,7 +77,7 @@ class Gla final : public ScannableMixer {
 
   Options options_;
   int64_t kv_heads_, key_width_, value_width_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
   torch::nn::Sequential gk_proj_{nullptr};
   std::shared_ptr<ShortConv> q_conv1d_, k_conv1d_, v_conv1d_;
   std::shared_ptr<RmsNorm> g_norm_;

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "base/torch.h"
+#include "blocks/linear.h"
 
 namespace seqloom {
 
@@ -27,8 +27,15 @@ inline torch::Tensor merge_heads(const torch::Tensor& x) {
   return x.flatten(-2);
 }
 
-inline torch::nn::Linear linear(int64_t in, int64_t out, bool bias) {
-  return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));
+inline Linear linear(int64_t in, int64_t out, bool bias) {
+  return Linear(in, out, bias);
+}
+
+/// One whose weight the mixer reads itself: it stays in float32, in whatever format the others are kept.
+inline Linear float_linear(int64_t in, int64_t out, bool bias) {
+  Linear made(in, out, bias);
+  made->keep_float();
+  return made;
 }
 
 }  // namespace seqloom

@@ -49,7 +49,7 @@ class Hgrn final : public ScannableMixer {
   Tensor appended(const Tensor& state, const Memory& element) const;
 
   Options options_;
-  torch::nn::Linear input_proj_{nullptr}, lambda_proj_{nullptr}, gate_{nullptr}, out_proj_{nullptr};
+  Linear input_proj_{nullptr}, lambda_proj_{nullptr}, gate_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<Norm> norm_;
   Tensor theta_;  // [1, 1, D]
 };

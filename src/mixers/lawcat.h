@@ -100,7 +100,7 @@ class Lawcat final : public ScannableMixer {
   Options options_;
   int64_t kv_heads_, head_width_, feature_width_;  // K = V, F
   Tensor frequencies_;                             // rope: [K/2] float64
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
   torch::nn::Sequential gk_proj_{nullptr};
   std::shared_ptr<ShortConv> q_conv_, k_conv_;
   std::shared_ptr<HedgehogMap> feature_q_, feature_k_;

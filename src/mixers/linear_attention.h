@@ -66,7 +66,7 @@ class LinearAttention final : public ScannableMixer {
 
   Options options_;
   int64_t key_width_, value_width_;  // K, V of one head
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<RmsNorm> norm_;
 };
 

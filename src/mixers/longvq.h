@@ -93,7 +93,7 @@ class LongVq final : public CausalMixer {
   Options options_;
   int64_t value_width_;
   std::shared_ptr<DampedEma> move_;
-  torch::nn::Linear mx_proj_{nullptr}, v_proj_{nullptr}, h_proj_{nullptr};
+  Linear mx_proj_{nullptr}, v_proj_{nullptr}, h_proj_{nullptr};
   Tensor gamma_, beta_, rel_bias_;  // [2, Z], [2, Z], [W] or [2W-1]
   Tensor c_sum_, c_count_;          // buffers [S, Z], [S]
   Tensor updates_;                  // buffer, int64: updates of the codebook so far

@@ -19,7 +19,7 @@ Mamba::Mamba(int64_t width, const Options& options)
   in_proj_ = register_module("in_proj", linear(width, 2 * inner_, options.bias));
   conv1d_ = register_module("conv1d", std::make_shared<ShortConv>(inner_, options.d_conv, options.conv_bias, true));
   x_proj_ = register_module("x_proj", linear(inner_, rank_ + 2 * states, false));
-  dt_proj_ = register_module("dt_proj", linear(rank_, inner_, true));
+  dt_proj_ = register_module("dt_proj", float_linear(rank_, inner_, true));
   A_log_ = register_parameter("A_log", torch::arange(1, states + 1, torch::kFloat32).log().repeat({inner_, 1}));
   D_ = register_parameter("D", torch::ones({inner_}));
   out_proj_ = register_module("out_proj", linear(inner_, width, options.bias));

@@ -70,7 +70,7 @@ class Mamba final : public ScannableMixer {
 
   Options options_;
   int64_t inner_, rank_;
-  torch::nn::Linear in_proj_{nullptr}, x_proj_{nullptr}, dt_proj_{nullptr}, out_proj_{nullptr};
+  Linear in_proj_{nullptr}, x_proj_{nullptr}, dt_proj_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<ShortConv> conv1d_;
   Tensor A_log_, D_;
 };

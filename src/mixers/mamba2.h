@@ -87,7 +87,7 @@ class Mamba2 final : public ScannableMixer {
 
   Options options_;
   int64_t inner_, ssm_, heads_;
-  torch::nn::Linear in_proj_{nullptr}, out_proj_{nullptr};
+  Linear in_proj_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<ShortConv> conv1d_;
   std::shared_ptr<RmsNorm> norm_;
   Tensor A_log_, D_, dt_bias_;

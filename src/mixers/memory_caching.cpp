@@ -144,7 +144,7 @@ void MemoryCaching::drop_unused(Entries& entries, int64_t running) const {
 }
 
 Segments MemoryCaching::project(const Tensor& x, const Tensor& real, int64_t segments, int64_t phase) {
-  const auto heads = [&](torch::nn::Linear& projection) {
+  const auto heads = [&](Linear& projection) {
     return ops::widened(split_heads(projection(x), options_.heads)).transpose(1, 2).unflatten(2, {segments, -1});
   };
   const auto normalized = [&](const Tensor& t) { return options_.qk_norm == "l2" ? ops::l2_norm(t, kL2Eps) : t; };

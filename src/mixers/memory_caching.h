@@ -119,7 +119,7 @@ class MemoryCaching final : public CausalMixer {
 
   Options options_;
   int64_t head_width_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, u_proj_{nullptr}, out_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, u_proj_{nullptr}, out_proj_{nullptr};
   std::unique_ptr<CacheableMemory> cell_;
 };
 

@@ -8,6 +8,7 @@
 #include "base/fields.h"
 #include "base/registry.h"
 #include "base/torch.h"
+#include "blocks/linear.h"
 #include "memory/memory.h"
 #include "mixers/layout.h"
 

@@ -94,7 +94,7 @@ class Nalaformer final : public ScannableMixer {
 
   Options options_;
   int64_t head_width_;  // K
-  torch::nn::Linear qkvg_{nullptr}, out_proj_{nullptr};
+  Linear qkvg_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<ShortConv> conv1d_;
   std::shared_ptr<GridConv> conv2d_;
   std::shared_ptr<Norm> ln_;

@@ -51,7 +51,7 @@ Memory RetNet::empty_memory(int64_t batch) const {
 RetNet::Projected RetNet::project(const Tensor& x, const Tensor& positions, const Layout& layout) {
   Tensor angles = rope_angles(positions, frequencies_);
   if (angles.dim() == 3) angles = angles.unsqueeze(1);  // [B, 1, T, K/2]: the same for every head
-  const auto turned = [&](torch::nn::Linear& projection) {
+  const auto turned = [&](Linear& projection) {
     const Tensor by_head = split_heads(projection(x), options_.heads).transpose(1, 2);
     return rotate(by_head, angles, options_.rope.layout).transpose(1, 2);
   };

@@ -69,7 +69,7 @@ class RetNet final : public ScannableMixer {
   Options options_;
   int64_t key_width_, value_width_;
   Tensor frequencies_;  // [K/2] float64
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<RmsNorm> g_norm_;
 };
 

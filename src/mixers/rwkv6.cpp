@@ -24,7 +24,7 @@ Rwkv6::Rwkv6(int64_t width, const Options& o)
   const auto x_proj = group("x_proj"), first = inside(x_proj, "0", std::make_shared<torch::nn::Module>());
   mix_down_ = inside(first, "linear", linear(width, 5 * rank, false));
   mu_ = first->register_parameter("mu", shift_ramp(width));
-  mix_up_ = inside(x_proj, "2", linear(5 * rank, width, false));
+  mix_up_ = inside(x_proj, "2", float_linear(5 * rank, width, false));
   x_bias_ = register_parameter("x_bias", shift_ramp(width).repeat({5, 1}));
   r_proj_ = inside(group("r_proj"), "linear", linear(width, keys, false));
   w_proj_ = inside(group("w_proj"), "linear",

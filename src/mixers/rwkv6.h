@@ -64,8 +64,8 @@ class Rwkv6 final : public ScannableMixer {
   Options options_;
   int64_t key_width_, value_width_;
   Tensor mu_, x_bias_, bonus_;  // [D], [5, D], [H, K]
-  torch::nn::Linear mix_down_{nullptr}, mix_up_{nullptr};
-  torch::nn::Linear r_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
+  Linear mix_down_{nullptr}, mix_up_{nullptr};
+  Linear r_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, g_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<LowRank> w_proj_;
   std::shared_ptr<HeadNorm> g_norm_;
 };

@@ -72,7 +72,7 @@ class Rwkv7 final : public ScannableMixer {
   Options options_;
   int64_t heads_, head_width_;
   Tensor x_r_, x_w_, x_k_, x_v_, x_a_, x_g_, k_k_, k_a_, r_k_;
-  torch::nn::Linear r_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
+  Linear r_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<LowRank> w_lora_, a_lora_, v_lora_, g_lora_;
   std::shared_ptr<HeadNorm> g_norm_;
 };

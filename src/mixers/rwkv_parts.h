@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "base/torch.h"
+#include "blocks/linear.h"
 
 namespace seqloom {
 
@@ -25,7 +25,7 @@ class LowRank : public torch::nn::Module {
   torch::Tensor& bias() { return up_->bias; }
 
  private:
-  torch::nn::Linear down_{nullptr}, up_{nullptr};
+  Linear down_{nullptr}, up_{nullptr};
   Activation activation_;
 };
 

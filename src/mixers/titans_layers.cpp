@@ -82,7 +82,7 @@ PrefixAttention::PrefixAttention(int64_t width, const PrefixAttentionOptions& o,
   if (o.position == "rope") frequencies_ = rope_frequencies(head_width_, rope);
 }
 
-Tensor PrefixAttention::heads_of(torch::nn::Linear& projection, const Tensor& x) const {
+Tensor PrefixAttention::heads_of(Linear& projection, const Tensor& x) const {
   return ops::widened(split_heads(projection(x), heads_));
 }
 

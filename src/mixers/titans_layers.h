@@ -36,13 +36,13 @@ class PrefixAttention : public torch::nn::Module {
   Tensor extend(const Tensor& x, const Tensor& positions, const Tensor& known, const Columns& columns, Memory& memory);
 
  private:
-  Tensor heads_of(torch::nn::Linear& projection, const Tensor& x) const;  // [B, C, H, d]
+  Tensor heads_of(Linear& projection, const Tensor& x) const;  // [B, C, H, d]
   Tensor turned(const Tensor& heads, const Tensor& positions) const;
   /// q [B, C, H, d], k and v [B, n + C, H, d] -> [B, C, H, d].
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& known, const Memory& memory) const;
 
   int64_t heads_, head_width_, window_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
+  Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
   Tensor frequencies_;  // of rope, [d/2] float64
 };
 

@@ -19,8 +19,9 @@ Decoder::Decoder(int64_t vocabulary, const Config& table, const std::string& whe
   // Tied, this makes logits of unit variance; as an input it is large enough not to drown in what the first layers add,
   // which start as torch's linear layers do and not at GPT-2's 0.02.
   const double std = 1 / std::sqrt(static_cast<double>(width));
-  embedding_ = register_module("embedding", torch::nn::Embedding(vocabulary, width));
-  torch::nn::init::normal_(embedding_->weight, 0, std);
+  embedding_ = register_module("embedding", Embedding(vocabulary, width));
+  const bool random = !WithoutInitialisation::on();
+  if (random) torch::nn::init::normal_(embedding_->weight, 0, std);
   if (options_.position == "learned") {
     position_ = register_module("position", torch::nn::Embedding(options_.max_length, width));
     torch::nn::init::normal_(position_->weight, 0, std);
@@ -29,10 +30,10 @@ Decoder::Decoder(int64_t vocabulary, const Config& table, const std::string& whe
   final_norm_ =
       register_module("final_norm", std::make_shared<Norm>(options_.residual.norm, width, options_.residual.norm_eps));
   if (!options_.tied) {
-    head_ = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(width, vocabulary).bias(false)));
-    torch::nn::init::normal_(head_->weight, 0, std);
+    head_ = register_module("head", Linear(width, vocabulary, false));
+    if (random) torch::nn::init::normal_(head_->weight, 0, std);
   }
-  shrink_branch_outputs();
+  if (random) shrink_branch_outputs();
 }
 
 void Decoder::add_layers(const Config& layers, const std::string& where) {
@@ -85,7 +86,7 @@ Tensor Decoder::embed(const Tensor& ids) const {
   if (ids.min().item<int64_t>() < 0 || ids.max().item<int64_t>() >= vocabulary_) {
     misuse("a token id is outside 0..{}", vocabulary_ - 1);
   }
-  return torch::embedding(embedding_->weight, ids);
+  return embedding_->rows(ids);
 }
 
 Tensor Decoder::positioned(const Tensor& x, int64_t first, const Pass& pass) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "blocks/linear.h"
 #include "blocks/residual.h"
 
 namespace seqloom {
@@ -72,10 +73,11 @@ class Decoder : public torch::nn::Module {
 
   int64_t vocabulary_;
   DecoderOptions options_;
-  torch::nn::Embedding embedding_{nullptr}, position_{nullptr};
+  Embedding embedding_{nullptr};
+  torch::nn::Embedding position_{nullptr};
   std::vector<std::shared_ptr<ResidualBlock>> layers_;
   std::shared_ptr<Norm> final_norm_;
-  torch::nn::Linear head_{nullptr};
+  Linear head_{nullptr};
   bool checkpointing_ = false;
 };
 

@@ -22,7 +22,7 @@ class Classifier : public torch::nn::Module {
  public:
   Classifier(const Config& table, const std::string& where) {
     decoder = register_module("decoder", std::make_shared<Decoder>(kTemplates.size(), table, where));
-    input_ = register_module("input", torch::nn::Linear(kWidth, decoder->width()));
+    input_ = register_module("input", Linear(kWidth, decoder->width()));
   }
 
   /// windows [B, T, 8] -> scores [B, 4].
@@ -34,7 +34,7 @@ class Classifier : public torch::nn::Module {
   std::shared_ptr<Decoder> decoder;
 
  private:
-  torch::nn::Linear input_{nullptr};
+  Linear input_{nullptr};
 };
 
 class TemplateTask final : public Task {

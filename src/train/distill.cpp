@@ -13,9 +13,9 @@ namespace {
 constexpr const char* kWeight = ".weight";
 
 /// The linear layer whose weight has this dotted name, or null.
-torch::nn::LinearImpl* linear_of(torch::nn::Module& model, const std::string& weight) {
+LinearImpl* linear_of(torch::nn::Module& model, const std::string& weight) {
   for (const auto& item : model.named_modules("", false)) {
-    if (item.key() + kWeight == weight) return dynamic_cast<torch::nn::LinearImpl*>(item.value().get());
+    if (item.key() + kWeight == weight) return dynamic_cast<LinearImpl*>(item.value().get());
   }
   return nullptr;
 }
@@ -66,7 +66,7 @@ LowRankUpdates::LowRankUpdates(torch::nn::Module& model, const std::vector<std::
                                double alpha)
     : alpha_(alpha) {
   for (const auto& name : names) {
-    torch::nn::LinearImpl* linear = linear_of(model, name);
+    LinearImpl* linear = linear_of(model, name);
     if (linear == nullptr) continue;
     const auto [A, B] = ops::lora_start(linear->weight, rank);
     updates_.push_back(

@@ -57,7 +57,7 @@ class LowRankUpdates {
 
  private:
   struct Update {
-    torch::nn::LinearImpl* linear;
+    LinearImpl* linear;
     Tensor weight, A, B;
   };
   std::vector<Update> updates_;

@@ -64,7 +64,7 @@ class ToyMixer final : public ScannableMixer {
 
  private:
   double decay_;
-  torch::nn::Linear out_proj_{nullptr};
+  Linear out_proj_{nullptr};
 };
 
 SEQLOOM_REGISTER_MIXER("toy", ToyMixer);
