@@ -52,6 +52,19 @@ Tensor ResidualBlock::extend(const Tensor& x, Memory& memory, Pass& pass) {
   });
 }
 
+Tensor ResidualBlock::step(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) {
+  return around(x, [&](const Tensor& input) {
+    if (!conv_) return causal_mixer().step(input, streams, pass);
+    const Tensor local = conv_->step(input, streams, "conv");
+    std::vector<Memory*> of_mixer;
+    for (Memory* memory : streams) {
+      memory->advance(1, {});
+      of_mixer.push_back(&memory->child("mixer"));
+    }
+    return causal_mixer().step(local, of_mixer, pass);
+  });
+}
+
 Memory ResidualBlock::empty_memory(int64_t batch) const {
   Memory of_mixer = causal_mixer().empty_memory(batch);
   if (!conv_) return of_mixer;

@@ -34,6 +34,9 @@ class ResidualBlock : public torch::nn::Module {
   /// The streaming form. Throws UsageError when the mixer is not causal.
   Tensor extend(const Tensor& x, Memory& memory, Pass& pass);
   Memory empty_memory(int64_t batch) const;
+  /// One more token of each of S streams, x [S, D] (CausalMixer::step).
+  Tensor step(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass);
+  int64_t longest() const { return causal_mixer().longest(); }
 
   Mixer& mixer() { return *mixer_; }
   void replace_mixer(std::shared_ptr<Mixer> mixer);

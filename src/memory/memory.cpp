@@ -144,7 +144,7 @@ Memory Memory::zip(const Memory& other,
 }
 
 Memory Memory::clone() const {
-  return map([](const torch::Tensor& t) { return t.detach().contiguous().clone(); });
+  return map([](const torch::Tensor& t) { return t.detach().clone(); });
 }
 
 Memory Memory::select_rows(const torch::Tensor& index) const {
@@ -223,28 +223,39 @@ Memory load_memory(const std::string& path, const Memory& empty) {
 }
 
 torch::Tensor append(const torch::Tensor& cache, const torch::Tensor& fresh, int64_t dim, int64_t keep) {
-  const int64_t old_size = cache.size(dim), added = fresh.size(dim);
+  const int64_t added = fresh.size(dim);
   if (torch::GradMode::is_enabled() && (cache.requires_grad() || fresh.requires_grad())) {
     torch::Tensor all = torch::cat({cache, fresh.to(cache.scalar_type())}, dim);
     return keep < 0 ? all : all.narrow(dim, std::max<int64_t>(0, all.size(dim) - keep), std::min(keep, all.size(dim)));
   }
   if (keep >= 0 && added >= keep)
     return fresh.narrow(dim, added - keep, keep).to(cache.scalar_type()).contiguous().clone();
-  const int64_t kept = keep < 0 ? old_size : std::min(old_size, keep - added);
+  torch::Tensor all = grown(cache, added, dim, keep);
+  all.narrow(dim, all.size(dim) - added, added).copy_(fresh);
+  return all;
+}
+
+torch::Tensor grown(const torch::Tensor& cache, int64_t added, int64_t dim, int64_t keep) {
+  const int64_t old_size = cache.size(dim);
+  const int64_t kept = keep < 0 ? old_size : std::min(old_size, std::max<int64_t>(0, keep - added));
   // A cache made here is a view that begins somewhere in a buffer whose extent along `dim` is its capacity.
   const torch::Tensor buffer = cache.is_view() ? torch::Tensor(cache._base()) : torch::Tensor();
   const int64_t start = buffer.defined() && old_size > 0 ? cache.storage_offset() / cache.stride(dim) : 0;
   const bool own = buffer.defined() && buffer.strides() == cache.strides();  // not some other view, as a transposed one
   if (own && start + old_size + added <= buffer.size(dim)) {
-    buffer.narrow(dim, start + old_size, added).copy_(fresh);
     return buffer.narrow(dim, start + old_size - kept, kept + added);
   }
   auto sizes = cache.sizes().vec();
-  sizes[dim] = keep < 0 ? std::max<int64_t>(2 * (kept + added), 16) : 2 * keep;
-  torch::Tensor grown = torch::empty(sizes, cache.options().requires_grad(false));
-  if (kept > 0) grown.narrow(dim, 0, kept).copy_(cache.narrow(dim, old_size - kept, kept));
-  grown.narrow(dim, kept, added).copy_(fresh);
-  return grown.narrow(dim, 0, kept + added);
+  sizes[dim] = keep < 0 ? std::max<int64_t>(2 * (kept + added), 16) : 2 * std::max(keep, kept + added);
+  torch::Tensor all = torch::empty(sizes, cache.options().requires_grad(false));
+  if (kept > 0) all.narrow(dim, 0, kept).copy_(cache.narrow(dim, old_size - kept, kept));
+  return all.narrow(dim, 0, kept + added);
+}
+
+Memory place_of(const Memory& memory, const Memory& empty) {
+  return memory.zip(empty, [](const torch::Tensor& own, const torch::Tensor& first) {
+    return first.numel() == 0 ? own : own.detach().clone();
+  });
 }
 
 }  // namespace seqloom

@@ -95,5 +95,12 @@ Memory load_memory(const std::string& path, const Memory& empty);
 /// cache grows in place inside spare capacity, so that appending one token costs O(1) amortised, and a bounded cache
 /// occupies at most twice its size. The result is in time order; the caller must hold no other use of `cache`.
 torch::Tensor append(const torch::Tensor& cache, const torch::Tensor& fresh, int64_t dim, int64_t keep = -1);
+/// The same without gradients, where the last `added` entries are unset: the caller writes them.
+torch::Tensor grown(const torch::Tensor& cache, int64_t added, int64_t dim, int64_t keep = -1);
+
+/// The place where `memory` stands, to go back to: moved over the memory later, it undoes what was read since. `empty`
+/// is the memory before the first token. What has a fixed size is copied. A cache that grows writes behind its entries
+/// only, so that its present view is enough, as long as nothing but the memory goes on from it.
+Memory place_of(const Memory& memory, const Memory& empty);
 
 }  // namespace seqloom

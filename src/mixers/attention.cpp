@@ -367,6 +367,10 @@ void Attention::forget(const Columns& columns, Memory& memory) const {
     }
     memory["keep"] = columns.ended(memory["keep"]);
   }
+  trim(memory);
+}
+
+void Attention::trim(Memory& memory) const {
   if (!options_.window) return;
   const int64_t kept = *options_.window - 1;
   for (const char* name : {"k", "v"}) memory[name] = last_of_cache(memory[name], 2, kept);

@@ -81,6 +81,7 @@ class Attention final : public ScannableMixer {
 
   bool causal() const override { return options_.causal; }
   Memory empty_memory(int64_t batch) const override;
+  int64_t longest() const override;
   std::optional<MatrixForm> matrix(const Tensor& x) override;
   std::vector<Tensor> without_weight_decay() const override;
 
@@ -91,6 +92,7 @@ class Attention final : public ScannableMixer {
   /// Packed rows need no padding where scores depend on nothing but the projected tokens.
   bool takes_packed() const override;
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
+  Tensor read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) override;
   Memory identity_element(int64_t batch) const override;
   Memory element(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory combine_elements(const Memory& left, const Memory& right) const override;
@@ -105,6 +107,8 @@ class Attention final : public ScannableMixer {
   };
 
   Tensor mix_packed(const Tensor& x, const Pass& pass);
+  /// x [S, D] with the position vectors of a step, where there are such.
+  Tensor placed(const Tensor& x, const std::vector<int64_t>& positions) const;
   bool is(const char* scheme) const { return options_.position == scheme; }
   void add_position_parameters();
   void add_carope();
@@ -118,6 +122,7 @@ class Attention final : public ScannableMixer {
   void remember(const Tensor& k, const Tensor& v, const Tensor& keep, Memory& memory, int64_t limit) const;
   /// Moves each row's last real token to the end of the cache and drops what no later query sees.
   void forget(const Columns& columns, Memory& memory) const;
+  void trim(Memory& memory) const;
   double scale() const;
   /// The rule for `queries` tokens that look at `keys` of them; throws UsageError where a table is too short.
   ops::AttentionRule rule_for(int64_t queries, int64_t keys, const Tensor& keep) const;

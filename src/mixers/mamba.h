@@ -49,6 +49,7 @@ class Mamba final : public ScannableMixer {
  protected:
   bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
+  Tensor read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) override;
   int64_t reach() const override { return options_.d_conv - 1; }
   std::vector<std::string> context() const override { return {"conv"}; }
   Memory identity_element(int64_t batch) const override;
@@ -73,6 +74,7 @@ class Mamba final : public ScannableMixer {
   Linear in_proj_{nullptr}, x_proj_{nullptr}, dt_proj_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<ShortConv> conv1d_;
   Tensor A_log_, D_;
+  Derived rates_;  // A as [N, E]
 };
 
 }  // namespace seqloom

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "mixers/heads.h"
+#include "ops/gated_linear_attention_step.h"
 #include "ops/precision.h"
 #include "ops/ssd.h"
 
@@ -102,6 +103,26 @@ Tensor Mamba2::read(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [y, state] = scan(s, memory["ssm"], pass.layout);
   memory["ssm"] = state;
   return finish(y, s, x.scalar_type());
+}
+
+Tensor Mamba2::read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass&) {
+  const int64_t beside = inner_ - ssm_, maps = options_.ngroups * options_.d_state;
+  const auto parts = in_proj_(x).split_with_sizes({beside, beside, ssm_, ssm_ + 2 * maps, heads_}, -1);
+  const auto convolved = conv1d_->step(parts[3], streams, "conv").split_with_sizes({ssm_, maps, maps}, -1);
+  Selected s;
+  if (beside > 0) s.mlp = torch::silu(parts[0]) * parts[1];
+  s.z = split_heads(parts[2], heads_);
+  s.x = split_heads(convolved[0], heads_);
+  s.dt = ops::step_sizes(parts[4], step_rule(options_, dt_bias_));
+  std::vector<Tensor> states = states_of(streams, "ssm", /*inner=*/2);
+  for (Tensor& state : states) state = state.transpose(2, 3);  // [1, H, N, P]
+  const Tensor wide = ops::widened(s.x);
+  const Tensor o = ops::gated_linear_attention_step(split_heads(ops::widened(convolved[2]), options_.ngroups),
+                                                    split_heads(ops::widened(convolved[1]), options_.ngroups),
+                                                    s.dt.unsqueeze(-1) * wide, s.dt * A(), /*scale=*/1, states);
+  count_each(streams);
+  const Tensor D = options_.d_has_hdim ? skip() : skip().unsqueeze(-1);
+  return finish((o + ops::widened(D) * wide).to(s.x.scalar_type()), s, x.scalar_type());
 }
 
 std::optional<MatrixForm> Mamba2::matrix(const Tensor& x) {

@@ -63,6 +63,7 @@ class Mamba2 final : public ScannableMixer {
  protected:
   bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
+  Tensor read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) override;
   int64_t reach() const override { return options_.d_conv - 1; }
   std::vector<std::string> context() const override { return {"conv"}; }
   Memory identity_element(int64_t batch) const override;
@@ -80,7 +81,7 @@ class Mamba2 final : public ScannableMixer {
   };
   Selected select(const Tensor& u, Memory& memory, const Layout& layout);
   std::tuple<Tensor, Tensor> scan(const Selected& s, const Tensor& initial_state, const Layout& layout) const;
-  Tensor finish(const Tensor& y, const Selected& s, torch::ScalarType type);  // y [B, T, H, P] -> [B, T, D]
+  Tensor finish(const Tensor& y, const Selected& s, torch::ScalarType type);  // y [..., H, P] -> [..., D]
   Tensor state_like(int64_t batch) const;                                     // zeros [B, H, P, N]
   Tensor A() const;
   Tensor skip() const;  // D [H] or [H, P]

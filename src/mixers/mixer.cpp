@@ -91,6 +91,34 @@ Tensor CausalMixer::extend(const Tensor& x, Memory& memory, Pass& pass) {
   return y;
 }
 
+Tensor CausalMixer::step(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) {
+  if (x.dim() != 2 || x.size(1) != width() || x.size(0) != static_cast<int64_t>(streams.size())) {
+    misuse("x is {}, expected [S, {}] for S = {} streams", fmt::streamed(x.sizes()), width(), streams.size());
+  }
+  if (!causal()) misuse("a bidirectional mixer cannot stream; configure it with causal = true");
+  if (!pass.layout.is_dense()) misuse("a step reads one token of each stream: there is no padding in it");
+  if (streams.empty()) return x;
+  // what is made for speed alone has no gradients
+  return torch::GradMode::is_enabled() ? CausalMixer::read_each(x, streams, pass) : read_each(x, streams, pass);
+}
+
+Tensor CausalMixer::read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) {
+  std::vector<Tensor> outputs;
+  std::map<std::string, std::vector<Tensor>> handed_on;
+  for (size_t i = 0; i < streams.size(); ++i) {
+    const auto own = [row = static_cast<int64_t>(i)](const Tensor& t) { return t.narrow(0, row, 1); };
+    Pass alone;
+    alone.watch = pass.watch;
+    if (pass.positions.defined()) alone.positions = own(pass.positions);
+    for (const auto& [name, value] : pass.values) alone.values[name] = own(value);
+    outputs.push_back(extend(own(x).unsqueeze(1), *streams[i], alone).squeeze(1));
+    for (const auto& [name, value] : alone.values) handed_on[name].push_back(value);
+    pass.losses.insert(pass.losses.end(), alone.losses.begin(), alone.losses.end());
+  }
+  for (const auto& [name, rows] : handed_on) pass.values[name] = torch::cat(rows, 0);
+  return torch::cat(outputs, 0);
+}
+
 Tensor CausalMixer::mix(const Tensor& x, Pass& pass) {
   Memory memory = empty_memory(pass.layout.sequences(x.size(0)));
   return read(x, memory, pass);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -75,10 +76,21 @@ class CausalMixer : public Mixer {
   Tensor extend(const Tensor& x, Memory& memory, Pass& pass);
   Tensor extend(const Tensor& x, Memory& memory);
 
+  /// Reads one more token of each of S streams that know nothing of each other: x [S, D] -> y [S, D]. streams[i] is a
+  /// memory of batch 1 at a position of its own and is changed in place. Neighbours may be one and the same memory,
+  /// which then reads its tokens in their order. In `pass`, values and positions are [S, 1, ...]. What a stream gets
+  /// does not depend, to the bit, on the others.
+  Tensor step(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass);
+  /// How many tokens a memory can read at the most.
+  virtual int64_t longest() const { return std::numeric_limits<int64_t>::max(); }
+
  protected:
   /// As `extend`; the memory's counts are those before x's first token and are advanced by the caller. A mixer that
   /// takes packed rows reads them into an empty memory, which has a row for each.
   virtual Tensor read(const Tensor& x, Memory& memory, Pass& pass) = 0;
+  /// As `step`, without gradients, and advances the counts. By default stream by stream; a mixer overrides it to share
+  /// the products of its projections among the streams.
+  virtual Tensor read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass);
   Tensor mix(const Tensor& x, Pass& pass) override;
 };
 

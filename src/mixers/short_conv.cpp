@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/causal_conv1d.h"
+#include "ops/causal_conv1d_step.h"
 
 namespace seqloom {
 
@@ -30,6 +31,13 @@ torch::Tensor ShortConv::forward(const torch::Tensor& x, torch::Tensor& window, 
   const torch::Tensor y = forward(real, window);
   window = columns.slid(before, real).transpose(1, 2).contiguous();
   return columns.scatter(y);
+}
+
+torch::Tensor ShortConv::step(const torch::Tensor& x, at::ArrayRef<Memory*> streams, const std::string& name) {
+  const auto bias = bias_.defined() ? std::make_optional(bias_) : std::nullopt;
+  const torch::Tensor taps =
+      taps_.of(weight_, [](const torch::Tensor& w) { return w.detach().squeeze(1).t().contiguous(); });
+  return ops::causal_conv1d_step(x, taps.t(), bias, states_of(streams, name, /*inner=*/1), silu_);
 }
 
 torch::Tensor ShortConv::empty_window(int64_t batch, const torch::TensorOptions& options) const {

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <string>
+
 #include "mixers/columns.h"
+#include "mixers/step_parts.h"
 
 namespace seqloom {
 
@@ -15,6 +18,9 @@ class ShortConv : public torch::nn::Module {
   /// The same where padding stands among x's tokens: it is passed over, y is 0 there. `columns` are those of x; of
   /// packed rows each has its window.
   torch::Tensor forward(const torch::Tensor& x, torch::Tensor& window, const Columns& columns);
+  /// One more token of each of S streams without gradients, x [S, C] -> y [S, C]; windows are streams[i][name], changed
+  /// in place (CausalMixer::step).
+  torch::Tensor step(const torch::Tensor& x, at::ArrayRef<Memory*> streams, const std::string& name);
   torch::Tensor empty_window(int64_t batch, const torch::TensorOptions& options) const;
   int64_t kernel() const { return weight_.size(2); }
 
@@ -23,6 +29,7 @@ class ShortConv : public torch::nn::Module {
                           const std::optional<torch::Tensor>& cu_seqlens);
 
   torch::Tensor weight_, bias_;
+  Derived taps_;  // the weight as [W, C]
   bool silu_;
 };
 

@@ -3,10 +3,13 @@
 #include <torch/nn/modules/container/modulelist.h>
 
 #include <fmt/ostream.h>
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "blocks/positions.h"
 #include "mixers/cached_mixer.h"
+#include "mixers/step_parts.h"
 #include "mixers/token_positions.h"
 #include "models/checkpointing.h"
 #include "ops/precision.h"
@@ -131,6 +134,33 @@ Tensor Decoder::extend(const Tensor& ids, Memory& memory) {
     x = layers_[i]->extend(x, memory.child("layers").child(std::to_string(i)), pass);
   memory.tokens += ids.size(1);
   return final_norm_->forward(x);
+}
+
+Tensor Decoder::step(const Tensor& ids, at::ArrayRef<Memory*> streams) {
+  if (ids.dim() != 1 || ids.size(0) != static_cast<int64_t>(streams.size()) || streams.empty()) {
+    misuse("ids are {}, expected [S] for S = {} streams, at least one", fmt::streamed(ids.sizes()), streams.size());
+  }
+  const std::vector<int64_t> positions = positions_of(streams);
+  const int64_t last = *std::max_element(positions.begin(), positions.end());
+  if (last >= longest()) misuse("a stream has read {} tokens, and the model can read no more than {}", last, longest());
+  Pass pass;
+  pass.positions = torch::tensor(positions, torch::TensorOptions(torch::kInt64).device(ids.device())).unsqueeze(1);
+  Tensor x = positioned(embed(ids.unsqueeze(1)), 0, pass).squeeze(1);
+  pass.positions = Tensor();  // mixers count for themselves
+  std::vector<Memory*> of_layer(streams.size());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const std::string name = std::to_string(i);
+    for (size_t s = 0; s < streams.size(); ++s) of_layer[s] = &streams[s]->child("layers").child(name);
+    x = layers_[i]->step(x, of_layer, pass);
+  }
+  for (Memory* memory : streams) ++memory->tokens;
+  return final_norm_->forward(x);
+}
+
+int64_t Decoder::longest() const {
+  int64_t longest = options_.position == "learned" ? options_.max_length : std::numeric_limits<int64_t>::max();
+  for (const auto& layer : layers_) longest = std::min(longest, layer->longest());
+  return longest;
 }
 
 Memory Decoder::empty_memory(int64_t batch) const {

@@ -47,6 +47,11 @@ class Decoder : public torch::nn::Module {
 
   /// The streaming form of `hidden`: reads T >= 1 more tokens. Throws UsageError when a layer is bidirectional.
   Tensor extend(const Tensor& ids, Memory& memory);
+  /// One more token of each of S streams, ids [S] int64 -> hidden [S, D] (CausalMixer::step). Throws before it changes
+  /// anything when a token is outside the vocabulary or a stream is as long as the model can read.
+  Tensor step(const Tensor& ids, at::ArrayRef<Memory*> streams);
+  /// How many tokens a stream can read at the most.
+  int64_t longest() const;
   Memory empty_memory(int64_t batch) const;
 
   /// Post-training Memory Caching (arXiv 2602.24281): from now on every layer's mixer keeps its memory after each

@@ -284,6 +284,50 @@ TEST_P(Laws, PaddingLeavesNoTrace) {
   }
 }
 
+/// One step of many streams, each at a position of its own, is one more token of each alone. What a stream gets is the
+/// same, to the bit, whoever stands beside it; a memory that stands in neighbouring places reads its tokens in order.
+TEST_P(Laws, Step) {
+  if (causal == nullptr) GTEST_SKIP() << "bidirectional: declared";
+  const torch::NoGradGuard no_grad;
+  const std::vector<int64_t> read = {0, 1, 11, 4, 20};
+  std::vector<Memory> alone, together, single;
+  for (const int64_t count : read) {
+    alone.push_back(causal->empty_memory(1));
+    if (count > 0) {
+      const Tensor before = torch::randn({1, count, kTrialWidth});
+      extend(before, alone.back());
+    }
+    together.push_back(alone.back().clone());
+    single.push_back(alone.back().clone());
+  }
+  // the last place twice: its memory reads two tokens
+  std::vector<Memory*> streams;
+  for (Memory& memory : together) streams.push_back(&memory);
+  streams.push_back(&together.back());
+  const auto places = static_cast<int64_t>(streams.size());
+  const auto step = [&](const Tensor& tokens, at::ArrayRef<Memory*> memories) {
+    Pass pass = beside(tokens.unsqueeze(1));
+    return causal->step(tokens, memories, pass);
+  };
+  for (int turn = 0; turn < 9; ++turn) {
+    const Tensor tokens = torch::randn({places, kTrialWidth});
+    const Tensor y = step(tokens, streams);
+    for (int64_t i = 0; i < places; ++i) {
+      const auto at = static_cast<size_t>(std::min<int64_t>(i, places - 2));
+      const Tensor own = tokens.narrow(0, i, 1);
+      expect_close(y[i], extend(own.unsqueeze(1), alone[at])[0][0], "step against extend");
+      Memory* memory = &single[at];
+      EXPECT_TRUE(step(own, memory)[0].equal(y[i])) << "a stream's output depends on the others";
+    }
+  }
+  for (size_t i = 0; i < alone.size(); ++i) {
+    expect_same_memory(together[i], alone[i]);
+    for (const auto& [name, tensor] : together[i].flatten()) {
+      EXPECT_TRUE(tensor.equal(single[i].flatten().at(name))) << name << " depends on the others";
+    }
+  }
+}
+
 TEST_P(Laws, Matrix) {
   const torch::NoGradGuard no_grad;
   const auto form = mixer->matrix(x);
