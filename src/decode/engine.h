@@ -1,5 +1,4 @@
 #pragma once
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -72,9 +71,9 @@ struct EngineCounts {
 /// that a long prompt does not stall them and the weights are read once for all of them. Every stream's text is, token
 /// for token, that of a Session alone.
 ///
-/// Memory: the running streams hold at most max_bytes, counted after every piece and step. A request that would have
-/// its stream hold more waits for others to end; one that is alone and too large, or grows beyond the bound beside
-/// older ones, fails. A waiting request holds its prompt.
+/// Memory: the running streams hold at most max_bytes, counted after every turn of pieces and step. A request whose
+/// stream may come to hold more than is left (bytes_for) waits for others to end; if it is alone it may try, and fails
+/// when it does. A waiting request holds its prompt.
 ///
 /// Errors: what one request does (its callback throws, its state is damaged, its prompt has a foreign token) ends that
 /// request. An exception of the shared step itself, such as no memory, ends the streams that were in it.
@@ -98,12 +97,21 @@ class Engine {
  private:
   struct Job;  // a request on its way
   using Jobs = std::vector<std::unique_ptr<Job>>;
+  struct Next {
+    int64_t token = 0;
+    bool reads = false, last = false;  // the stream reads the token; it ends behind it, for this reason
+    Outcome::Reason reason = Outcome::Reason::kLength;
+  };
 
   void work();
   bool take_in();
+  bool may_run(const Job& job) const;
   void read_prompts();
+  Next draw_next(Job& job);
   void step();
   void keep_within_bounds();
+  template <typename Work>
+  void attempt(Job& job, Work work);
   void finish(Job& job, Outcome::Reason reason, std::string message = "");
 
   std::shared_ptr<Decoder> model_;

@@ -19,22 +19,69 @@ void penalize(std::vector<double>& logits, std::vector<int64_t> recent, double p
   }
 }
 
-/// How many of the likeliest tokens (probabilities falling, summing to 1) may be drawn.
-size_t allowed(const std::vector<double>& probabilities, const SamplerOptions& options) {
+/// Tokens by falling score, ties to the lower id, so that greedy decoding is well defined. Sorts only as far as asked:
+/// a vocabulary has many tokens, and a draw mostly ends among the first.
+class Ranking {
+ public:
+  explicit Ranking(const std::vector<double>& scores) : scores_(scores), order_(scores.size()) {
+    std::iota(order_.begin(), order_.end(), 0);
+  }
+
+  int64_t at(size_t rank) {
+    if (rank >= sorted_) sort_to(std::max<size_t>(64, 8 * rank));
+    return order_[rank];
+  }
+
+ private:
+  void sort_to(size_t count) {
+    const auto end = order_.begin() + static_cast<int64_t>(std::min(count, order_.size()));
+    std::partial_sort(order_.begin() + static_cast<int64_t>(sorted_), end, order_.end(), [&](int64_t a, int64_t b) {
+      const double left = scores_[static_cast<size_t>(a)], right = scores_[static_cast<size_t>(b)];
+      return left > right || (left == right && a < b);
+    });
+    sorted_ = static_cast<size_t>(end - order_.begin());
+  }
+
+  const std::vector<double>& scores_;
+  std::vector<int64_t> order_;
+  size_t sorted_ = 0;
+};
+
+/// Softmax of the scores at a temperature.
+std::vector<double> probabilities_of(const std::vector<double>& scores, double temperature) {
+  const double largest = *std::max_element(scores.begin(), scores.end());
+  std::vector<double> probabilities(scores.size());
+  double total = 0;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    probabilities[i] = std::exp((scores[i] - largest) / temperature);
+    total += probabilities[i];
+  }
+  for (double& p : probabilities) p /= total;
+  return probabilities;
+}
+
+/// The likeliest tokens that may be drawn: how many, and the probability that they hold.
+struct Allowed {
+  size_t count;
+  double held;
+};
+
+Allowed allowed(const std::vector<double>& probabilities, Ranking& ranking, const SamplerOptions& options) {
   size_t count = probabilities.size();
   if (options.top_k > 0) count = std::min(count, static_cast<size_t>(options.top_k));
   if (options.min_p > 0) {
-    const double least = options.min_p * probabilities.front();
-    const auto below = std::find_if(probabilities.begin(), probabilities.end(), [&](double p) { return p < least; });
-    count = std::min(count, static_cast<size_t>(below - probabilities.begin()));
+    const double least = options.min_p * probabilities[static_cast<size_t>(ranking.at(0))];
+    const auto enough = std::count_if(probabilities.begin(), probabilities.end(), [&](double p) { return p >= least; });
+    count = std::min(count, static_cast<size_t>(enough));
   }
-  if (options.top_p < 1) {
-    double held = 0;
-    size_t needed = 0;
-    while (needed < count && held < options.top_p) held += probabilities[needed++];
-    count = needed;
+  count = std::max<size_t>(1, count);
+  if (count == probabilities.size() && options.top_p >= 1) return {count, 1};
+  double held = 0;
+  size_t needed = 0;
+  while (needed < count && (needed == 0 || held < options.top_p)) {
+    held += probabilities[static_cast<size_t>(ranking.at(needed++))];
   }
-  return std::max<size_t>(1, count);
+  return {needed, held};
 }
 
 }  // namespace
@@ -47,27 +94,18 @@ int64_t sample(const torch::Tensor& logits, const std::vector<int64_t>& recent, 
     fail("the model's logits are not finite at position {}; the checkpoint or the state is damaged", position);
   }
   if (options.repetition_penalty != 1) penalize(scores, recent, options.repetition_penalty);
-  std::vector<int64_t> order(scores.size());
-  std::iota(order.begin(), order.end(), 0);
-  // ties go to the lower id, so that greedy decoding is well defined
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
-  if (options.temperature == 0) return order.front();
+  if (options.temperature == 0) return std::max_element(scores.begin(), scores.end()) - scores.begin();
 
-  std::vector<double> probabilities(scores.size());
-  double total = 0;
-  for (size_t i = 0; i < order.size(); ++i) {
-    probabilities[i] = std::exp((scores[order[i]] - scores[order.front()]) / options.temperature);
-    total += probabilities[i];
-  }
-  for (double& p : probabilities) p /= total;
-  const size_t count = allowed(probabilities, options);
-  const double held = std::accumulate(probabilities.begin(), probabilities.begin() + static_cast<int64_t>(count), 0.0);
+  const std::vector<double> probabilities = probabilities_of(scores, options.temperature);
+  Ranking ranking(scores);
+  const auto [count, held] = allowed(probabilities, ranking, options);
   double rest = Random(mixed(options.seed, position)).uniform() * held;
-  for (size_t i = 0; i < count; ++i) {
-    rest -= probabilities[i];
-    if (rest < 0) return order[i];
+  for (size_t rank = 0; rank < count; ++rank) {
+    const int64_t token = ranking.at(rank);
+    rest -= probabilities[static_cast<size_t>(token)];
+    if (rest < 0) return token;
   }
-  return order[count - 1];
+  return ranking.at(count - 1);
 }
 
 }  // namespace seqloom

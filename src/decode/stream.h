@@ -31,6 +31,10 @@ struct Stream {
 
 Stream empty_stream(const Decoder& model);
 
+/// What a stream of so many tokens holds at the most. Of a memory that grows it is taken that it gets one entry a
+/// token; where it gets fewer, as in a window, this is too much.
+int64_t bytes_for(const Decoder& model, int64_t tokens);
+
 /// Reads tokens, a prompt of any length. Throws UsageError for a token outside the vocabulary.
 void read(Decoder& model, Stream& stream, torch::ArrayRef<int64_t> tokens);
 
