@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/cpu/affine_scan.h"
 #include "ops/fused.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -34,7 +35,8 @@ Tensor scan(const Tensor& a, const Tensor& b) {
 }
 
 /// h and the last state, of a state [B, ...] in at least float32.
-std::pair<Tensor, Tensor> reference(const Tensor& a, const Tensor& b, const Tensor& state) {
+std::pair<Tensor, Tensor> dense_reference(const Tensor& a, const Tensor& b, const Tensor& state) {
+  if (b.size(1) == 0) return {b, state};
   const Tensor decay = widened(a), added = widened(b);
   // the state before the first token is one more contribution of the first token
   const Tensor carried = (decay.select(1, 0) * state).unsqueeze(1) + added.narrow(1, 0, 1);
@@ -42,24 +44,40 @@ std::pair<Tensor, Tensor> reference(const Tensor& a, const Tensor& b, const Tens
   return {h.to(b.scalar_type()), h.select(1, h.size(1) - 1)};
 }
 
-/// a, b [B, T, C] and state [B, C] as the kernel takes them.
+/// Packed sequences one by one; offsets are undefined without.
+std::pair<Tensor, Tensor> reference(const Tensor& a, const Tensor& b, const Tensor& state, const Tensor& offsets) {
+  if (!offsets.defined()) return dense_reference(a, b, state);
+  const auto as = split_sequences(a, offsets, 1), bs = split_sequences(b, offsets, 1), before = state.split(1, 0);
+  std::vector<Tensor> all, last;
+  for (size_t s = 0; s < before.size(); ++s) {
+    auto [h, end] = dense_reference(as[s], bs[s], before[s]);
+    all.push_back(h);
+    last.push_back(end);
+  }
+  return {torch::cat(all, 1), torch::cat(last, 0)};
+}
+
+/// a, b [R, C], the rows of all sequences, and state [S, C] as the kernel takes them.
 class FusedScan : public torch::autograd::Function<FusedScan> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& a, const Tensor& b, const Tensor& state) {
-    const auto [h, last] = cpu::affine_scan_forward(a, b, state);
-    context->save_for_backward({a, b, state, h});
+  static variable_list forward(AutogradContext* context, const Tensor& a, const Tensor& b, const Tensor& state,
+                               const Tensor& offsets) {
+    const auto [h, last] = cpu::affine_scan_forward(a, b, state, to_vector(offsets));
+    context->save_for_backward({a, b, state, h, offsets});
     return {h, last};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto s = context->get_saved_variables();
     if (torch::GradMode::is_enabled()) {
-      const auto [h, last] = reference(s[0], s[1], s[2]);
-      return reference_gradients({h, last}, {s[0], s[1], s[2]}, gradients);
+      const auto [h, last] = reference(s[0].unsqueeze(0), s[1].unsqueeze(0), s[2], s[4]);
+      variable_list all = reference_gradients({h.squeeze(0), last}, {s[0], s[1], s[2]}, gradients);
+      all.emplace_back();
+      return all;
     }
-    const auto [da, db, dstate] =
-        cpu::affine_scan_backward(s[0], s[3], s[2], gradients[0].contiguous(), gradients[1].contiguous());
-    return {da, db, dstate};
+    const auto [da, db, dstate] = cpu::affine_scan_backward(s[0], s[3], s[2], gradients[0].contiguous(),
+                                                            gradients[1].contiguous(), to_vector(s[4]));
+    return {da, db, dstate, Tensor()};
   }
 };
 
@@ -71,38 +89,46 @@ bool kernel_takes(const Tensor& a, const Tensor& b, const Tensor& state) {
          state.scalar_type() == (type == torch::kBFloat16 ? torch::kFloat32 : type);
 }
 
-std::pair<Tensor, Tensor> fused(const Tensor& a, const Tensor& b, const Tensor& state) {
-  const auto channels = [](const Tensor& t, int64_t kept) {  // complex tensors may be lazily conjugated
-    return t.resolve_conj().flatten(kept).contiguous();
+std::pair<Tensor, Tensor> fused(const Tensor& a, const Tensor& b, const Tensor& state, const Tensor& offsets) {
+  const auto rows = [](const Tensor& t, int64_t count) {  // complex tensors may be lazily conjugated
+    return t.resolve_conj().contiguous().view({count, -1});
   };
-  const Tensor flat_a = b.dim() == 2 ? a.unsqueeze(-1).contiguous() : channels(a, 2);
-  const Tensor flat_b = b.dim() == 2 ? b.unsqueeze(-1).contiguous() : channels(b, 2);
-  const Tensor first = b.dim() == 2 ? state.unsqueeze(-1).contiguous() : channels(state, 1);
+  const int64_t tokens = b.size(0) * b.size(1);
+  const Tensor flat_a = rows(a, tokens), flat_b = rows(b, tokens), first = rows(state, state.size(0));
   if (!wants_gradient({a, b, state})) {
-    const auto [h, last] = cpu::affine_scan_forward(flat_a, flat_b, first);
+    const auto [h, last] = cpu::affine_scan_forward(flat_a, flat_b, first, to_vector(offsets));
     return {h.view(b.sizes()), last.view(state.sizes())};
   }
-  const auto out = FusedScan::apply(flat_a, flat_b, first);
+  const auto out = FusedScan::apply(flat_a, flat_b, first, offsets);
   return {out[0].view(b.sizes()), out[1].view(state.sizes())};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> affine_scan(const Tensor& a, const Tensor& b, const std::optional<Tensor>& initial_state) {
+std::tuple<Tensor, Tensor> affine_scan(const Tensor& a, const Tensor& b, const std::optional<Tensor>& initial_state,
+                                       const std::optional<Tensor>& cu_seqlens) {
   if (a.dim() < 2 || a.sizes() != b.sizes() || a.size(1) < 1) {
     misuse("affine_scan: a {}, b {}: expected the same [B, T, ...] with T >= 1", fmt::streamed(a.sizes()),
            fmt::streamed(b.sizes()));
   }
-  if (initial_state && initial_state->sizes() != b.select(1, 0).sizes()) {
-    misuse("affine_scan: the initial state is {}, expected {}", fmt::streamed(initial_state->sizes()),
-           fmt::streamed(b.select(1, 0).sizes()));
+  if (cu_seqlens && a.size(0) != 1) {
+    misuse("affine_scan: a is {}, expected packed sequences [1, T, ...] beside cu_seqlens", fmt::streamed(a.sizes()));
   }
-  const Tensor state = initial_state ? widened(*initial_state) : torch::zeros_like(widened(b.select(1, 0)));
-  return kernel_takes(a, b, state) ? fused(a, b, state) : reference(a, b, state);
+  const Tensor offsets = cu_seqlens ? checked_offsets(*cu_seqlens, a.size(1), "affine_scan: cu_seqlens") : Tensor();
+  auto shape = b.select(1, 0).sizes().vec();
+  if (cu_seqlens) shape[0] = offsets.size(0) - 1;
+  if (initial_state && initial_state->sizes() != torch::IntArrayRef(shape)) {
+    misuse("affine_scan: the initial state is {}, expected {}", fmt::streamed(initial_state->sizes()),
+           fmt::streamed(torch::IntArrayRef(shape)));
+  }
+  const Tensor state = initial_state ? widened(*initial_state) : torch::zeros(shape, widened(b).options());
+  if (!kernel_takes(a, b, state)) return reference(a, b, state, offsets);
+  return fused(a, b, state, cu_seqlens ? offsets : dense_offsets(b.size(0), b.size(1)));
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("affine_scan(Tensor a, Tensor b, Tensor? initial_state=None) -> (Tensor, Tensor)", &affine_scan);
+  m.def("affine_scan(Tensor a, Tensor b, Tensor? initial_state=None, Tensor? cu_seqlens=None) -> (Tensor, Tensor)",
+        &affine_scan);
 }
 
 }  // namespace seqloom::ops

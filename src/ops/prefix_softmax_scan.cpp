@@ -10,6 +10,7 @@
 #include "ops/cpu/prefix_softmax_scan.h"
 #include "ops/cpu/row_walk.h"
 #include "ops/fused.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -22,19 +23,29 @@ using torch::autograd::variable_list;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-void check_shapes(const Tensor& s, const Tensor& v, const std::optional<SoftmaxPartial>& initial, int64_t chunk) {
+/// Checked offsets of packed sequences; undefined without.
+Tensor check_shapes(const Tensor& s, const Tensor& v, const std::optional<SoftmaxPartial>& initial, int64_t chunk,
+                    const std::optional<Tensor>& cu_seqlens) {
   if (s.dim() != 3 || v.dim() != 4 || v.sizes().slice(0, 3) != s.sizes()) {
     misuse("prefix_softmax_scan: s {}, v {}: expected s [B, H, T] and v [B, H, T, d]", fmt::streamed(s.sizes()),
            fmt::streamed(v.sizes()));
   }
   if (chunk < 1) misuse("prefix_softmax_scan: chunk = {}, expected at least 1 token", chunk);
-  if (!initial) return;
-  const std::vector<int64_t> sums = {v.size(0), v.size(1)}, values = {v.size(0), v.size(1), v.size(3)};
-  if (initial->m.sizes() != sums || initial->u.sizes() != sums || initial->w.sizes() != values) {
-    misuse("prefix_softmax_scan: the initial state is m {}, u {}, w {}, expected [B, H], [B, H] and [B, H, d] of v {}",
-           fmt::streamed(initial->m.sizes()), fmt::streamed(initial->u.sizes()), fmt::streamed(initial->w.sizes()),
-           fmt::streamed(v.sizes()));
+  if (cu_seqlens && s.size(0) != 1) {
+    misuse("prefix_softmax_scan: s is {}, expected packed sequences [1, H, T] beside cu_seqlens",
+           fmt::streamed(s.sizes()));
   }
+  const Tensor offsets =
+      cu_seqlens ? checked_offsets(*cu_seqlens, s.size(2), "prefix_softmax_scan: cu_seqlens") : Tensor();
+  if (!initial) return offsets;
+  const int64_t sequences = cu_seqlens ? offsets.size(0) - 1 : v.size(0);
+  const std::vector<int64_t> sums = {sequences, v.size(1)}, values = {sequences, v.size(1), v.size(3)};
+  if (initial->m.sizes() != sums || initial->u.sizes() != sums || initial->w.sizes() != values) {
+    misuse("prefix_softmax_scan: the initial state is m {}, u {}, w {}, expected {} twice and {}",
+           fmt::streamed(initial->m.sizes()), fmt::streamed(initial->u.sizes()), fmt::streamed(initial->w.sizes()),
+           fmt::streamed(torch::IntArrayRef(sums)), fmt::streamed(torch::IntArrayRef(values)));
+  }
+  return offsets;
 }
 
 void check_scores(const Tensor& s) {
@@ -50,10 +61,10 @@ Tensor finite(const Tensor& m) {
   return torch::nan_to_num(m, /*nan=*/0, /*posinf=*/0, /*neginf=*/0);
 }
 
-SoftmaxPartial nothing(const Tensor& v) {
+SoftmaxPartial nothing(const Tensor& v, int64_t sequences) {
   const auto options = v.options().requires_grad(false);
-  return {torch::full({v.size(0), v.size(1)}, -kInfinity, options), torch::zeros({v.size(0), v.size(1)}, options),
-          torch::zeros({v.size(0), v.size(1), v.size(3)}, options)};
+  return {torch::full({sequences, v.size(1)}, -kInfinity, options), torch::zeros({sequences, v.size(1)}, options),
+          torch::zeros({sequences, v.size(1), v.size(3)}, options)};
 }
 
 /// The same partial with a constant maximum; what m has of a gradient goes on through u and w.
@@ -106,13 +117,43 @@ std::pair<Tensor, SoftmaxPartial> in_chunks(const Tensor& s, const Tensor& v, co
           {maxima.select(-1, chunks), total.select(-1, width), total.narrow(-1, 0, width)}};
 }
 
+std::pair<Tensor, SoftmaxPartial> dense_reference(const Tensor& s, const Tensor& v, const SoftmaxPartial& initial,
+                                                  int64_t chunk) {
+  if (s.size(2) == 0) return {torch::zeros_like(v), initial};
+  if (s.size(2) > 1) {
+    auto [y, state] = in_chunks(s, widened(v), initial, chunk);
+    return {y.to(v.scalar_type()), state};
+  }
+  const SoftmaxPartial state = merge(initial, softmax_total(s, v));
+  return {value(state).unsqueeze(2).to(v.scalar_type()), state};
+}
+
+/// Packed sequences one by one; offsets are undefined without.
+std::pair<Tensor, SoftmaxPartial> reference(const Tensor& s, const Tensor& v, const SoftmaxPartial& initial,
+                                            int64_t chunk, const Tensor& offsets) {
+  if (!offsets.defined()) return dense_reference(s, v, initial, chunk);
+  const auto scores = split_sequences(s, offsets, 2), values = split_sequences(v, offsets, 2);
+  std::vector<Tensor> y, m, u, w;
+  for (size_t r = 0; r < scores.size(); ++r) {
+    const auto row = [&](const Tensor& t) { return t.narrow(0, static_cast<int64_t>(r), 1); };
+    const auto [own, state] =
+        dense_reference(scores[r], values[r], {row(initial.m), row(initial.u), row(initial.w)}, chunk);
+    y.push_back(own);
+    m.push_back(state.m);
+    u.push_back(state.u);
+    w.push_back(state.w);
+  }
+  return {torch::cat(y, 2), {torch::cat(m), torch::cat(u), torch::cat(w)}};
+}
+
 /// s, v and the partial before them as the kernel takes them; returns y, m, u, w.
 class FusedScan : public torch::autograd::Function<FusedScan> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& s, const Tensor& v, const Tensor& m,
-                               const Tensor& u, const Tensor& w, int64_t chunk) {
-    const cpu::SoftmaxScan scan = cpu::prefix_softmax_forward(s, v, m, u, w);
-    context->save_for_backward({s, v, m, u, w, scan.y, scan.sums});
+                               const Tensor& u, const Tensor& w, const std::optional<Tensor>& offsets, int64_t chunk) {
+    const Tensor cuts = offsets.value_or(Tensor());
+    const cpu::SoftmaxScan scan = cpu::prefix_softmax_forward(s, v, m, u, w, numbers(cuts));
+    context->save_for_backward({s, v, m, u, w, scan.y, scan.sums, cuts});
     context->saved_data["chunk"] = chunk;
     context->mark_non_differentiable({scan.m});
     return {scan.y, scan.m, scan.u, scan.w};
@@ -122,16 +163,20 @@ class FusedScan : public torch::autograd::Function<FusedScan> {
     const auto saved = context->get_saved_variables();
     const Tensor &s = saved[0], &v = saved[1], &m = saved[2];
     if (torch::GradMode::is_enabled()) {
-      const auto [y, state] = in_chunks(s, widened(v), {m, saved[3], saved[4]}, context->saved_data["chunk"].toInt());
-      variable_list all = reference_gradients({y.to(v.scalar_type()), state.u, state.w}, {s, v, m, saved[3], saved[4]},
+      const auto [y, state] = reference(s, v, {m, saved[3], saved[4]}, context->saved_data["chunk"].toInt(), saved[7]);
+      variable_list all = reference_gradients({y, state.u, state.w}, {s, v, m, saved[3], saved[4]},
                                               {gradients[0], gradients[2], gradients[3]});
-      all.emplace_back();
+      all.resize(7);
       return all;
     }
     const cpu::SoftmaxScan scan{saved[5], saved[6], {}, {}, {}};
     const auto g = cpu::prefix_softmax_backward(s, v, m, scan, cpu::dense_rows(gradients[0]), gradients[2].contiguous(),
-                                                gradients[3].contiguous());
-    return {g.s, g.v, Tensor(), g.u, g.w, Tensor()};
+                                                gradients[3].contiguous(), numbers(saved[7]));
+    return {g.s, g.v, Tensor(), g.u, g.w, Tensor(), Tensor()};
+  }
+
+  static std::vector<int64_t> numbers(const Tensor& cuts) {
+    return cuts.defined() ? to_vector(cuts) : std::vector<int64_t>();
   }
 };
 
@@ -142,15 +187,16 @@ bool kernel_takes(const Tensor& s, const Tensor& v, const SoftmaxPartial& initia
          initial.u.scalar_type() == torch::kFloat32 && initial.w.scalar_type() == torch::kFloat32;
 }
 
-std::pair<Tensor, SoftmaxPartial> fused(const Tensor& s, const Tensor& v, const SoftmaxPartial& initial,
-                                        int64_t chunk) {
+std::pair<Tensor, SoftmaxPartial> fused(const Tensor& s, const Tensor& v, const SoftmaxPartial& initial, int64_t chunk,
+                                        const Tensor& offsets) {
   const Tensor scores = s.contiguous(), values = cpu::dense_rows(v), m = initial.m.contiguous(),
                u = initial.u.contiguous(), w = initial.w.contiguous();
   if (!wants_gradient({s, v, u, w})) {
-    const cpu::SoftmaxScan scan = cpu::prefix_softmax_forward(scores, values, m, u, w);
+    const cpu::SoftmaxScan scan = cpu::prefix_softmax_forward(scores, values, m, u, w, FusedScan::numbers(offsets));
     return {scan.y, {scan.m, scan.u, scan.w}};
   }
-  const auto out = FusedScan::apply(scores, values, m, u, w, chunk);
+  const auto cuts = offsets.defined() ? std::make_optional(offsets) : std::nullopt;
+  const auto out = FusedScan::apply(scores, values, m, u, w, cuts, chunk);
   return {out[0], {out[1], out[2], out[3]}};
 }
 
@@ -164,8 +210,9 @@ SoftmaxPartial softmax_total(const Tensor& s, const Tensor& v) {
 
 std::pair<Tensor, SoftmaxPartial> prefix_softmax_scan(const Tensor& s, const Tensor& v,
                                                       const std::optional<Tensor>& mask,
-                                                      const std::optional<SoftmaxPartial>& initial, int64_t chunk) {
-  check_shapes(s, v, initial, chunk);
+                                                      const std::optional<SoftmaxPartial>& initial,
+                                                      const std::optional<Tensor>& cu_seqlens, int64_t chunk) {
+  const Tensor offsets = check_shapes(s, v, initial, chunk, cu_seqlens);
   Tensor scores = widened(s), values = v;
   if (mask) {
     const Tensor hidden = mask->logical_not();
@@ -173,26 +220,22 @@ std::pair<Tensor, SoftmaxPartial> prefix_softmax_scan(const Tensor& s, const Ten
     values = values.masked_fill(hidden.unsqueeze(-1), 0);  // whatever stands there: 0 * NaN would be NaN
   }
   check_scores(scores);
-  const SoftmaxPartial start = initial ? with_constant_maximum(*initial) : nothing(widened(v));
-  if (s.size(2) == 0) return {torch::zeros_like(v), start};
-  if (kernel_takes(scores, values, start)) return fused(scores, values, start, chunk);
-  if (s.size(2) > 1) {
-    auto [y, state] = in_chunks(scores, widened(values), start, chunk);
-    return {y.to(v.scalar_type()), state};
-  }
-  const SoftmaxPartial state = merge(start, softmax_total(scores, values));
-  return {value(state).unsqueeze(2).to(v.scalar_type()), state};
+  const int64_t sequences = cu_seqlens ? offsets.size(0) - 1 : s.size(0);
+  const SoftmaxPartial start = initial ? with_constant_maximum(*initial) : nothing(widened(v), sequences);
+  return kernel_takes(scores, values, start) ? fused(scores, values, start, chunk, offsets)
+                                             : reference(scores, values, start, chunk, offsets);
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def(
-      "prefix_softmax_scan(Tensor s, Tensor v, Tensor? mask=None, (Tensor, Tensor, Tensor)? initial=None, int "
-      "chunk=32) -> (Tensor, Tensor, Tensor, Tensor)",
+      "prefix_softmax_scan(Tensor s, Tensor v, Tensor? mask=None, (Tensor, Tensor, Tensor)? initial=None, Tensor? "
+      "cu_seqlens=None, int chunk=32) -> (Tensor, Tensor, Tensor, Tensor)",
       [](const Tensor& s, const Tensor& v, const std::optional<Tensor>& mask,
-         const std::optional<std::tuple<Tensor, Tensor, Tensor>>& initial, int64_t chunk) {
+         const std::optional<std::tuple<Tensor, Tensor, Tensor>>& initial, const std::optional<Tensor>& cu_seqlens,
+         int64_t chunk) {
         std::optional<SoftmaxPartial> start;
         if (initial) start = {std::get<0>(*initial), std::get<1>(*initial), std::get<2>(*initial)};
-        auto [y, state] = prefix_softmax_scan(s, v, mask, start, chunk);
+        auto [y, state] = prefix_softmax_scan(s, v, mask, start, cu_seqlens, chunk);
         return std::make_tuple(y, state.m, state.u, state.w);
       });
 }

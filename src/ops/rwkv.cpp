@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/gated_linear_attention.h"
+#include "ops/packing.h"
 #include "ops/precision.h"
 
 namespace seqloom::ops {
@@ -14,7 +15,8 @@ namespace {
 using torch::Tensor;
 
 void check_shapes(const char* op, const Tensor& r, const std::vector<std::pair<const char*, Tensor>>& like_r,
-                  const Tensor& v, const Tensor& w, const std::optional<Tensor>& state, int64_t chunk) {
+                  const Tensor& v, const Tensor& w, const std::optional<Tensor>& state, int64_t sequences,
+                  int64_t chunk) {
   if (r.dim() != 4 || v.dim() != 4 || v.sizes().slice(0, 3) != r.sizes().slice(0, 3)) {
     misuse("{}: r {}, v {}: expected r [B, T, H, K] and v [B, T, H, V]", op, fmt::streamed(r.sizes()),
            fmt::streamed(v.sizes()));
@@ -25,17 +27,17 @@ void check_shapes(const char* op, const Tensor& r, const std::vector<std::pair<c
              fmt::streamed(r.sizes()));
     }
   }
-  const std::vector<int64_t> shape = {r.size(0), r.size(2), r.size(3), v.size(3)};
+  const std::vector<int64_t> shape = {sequences, r.size(2), r.size(3), v.size(3)};
   if (state && state->sizes() != torch::IntArrayRef(shape)) {
-    misuse("{}: the initial state is {}, expected [B, H, K, V] = {}", op, fmt::streamed(state->sizes()),
+    misuse("{}: the initial state is {}, expected [B or S, H, K, V] = {}", op, fmt::streamed(state->sizes()),
            fmt::streamed(torch::IntArrayRef(shape)));
   }
   check_recurrence(op, r, v, w, chunk);
 }
 
-Tensor state_or_zero(const std::optional<Tensor>& state, const Tensor& r, const Tensor& v) {
+Tensor state_or_zero(const std::optional<Tensor>& state, const Tensor& r, const Tensor& v, int64_t sequences) {
   return state ? widened(*state)
-               : torch::zeros({r.size(0), r.size(2), r.size(3), v.size(3)}, widened(r).options().requires_grad(false));
+               : torch::zeros({sequences, r.size(2), r.size(3), v.size(3)}, widened(r).options().requires_grad(false));
 }
 
 /// Moves x by one place along `dim`: x_{i+1} at i (left) or x_{i-1} at i (right), a zero where nothing comes in.
@@ -99,39 +101,77 @@ std::tuple<Tensor, Tensor> in_chunks(const Tensor& r, const Tensor& w, const Ten
   return {from_chunks(torch::stack(outputs, 2), tokens).to(v.scalar_type()), state};
 }
 
+/// r, w, k, v, a, b of sequences of one length.
+std::tuple<Tensor, Tensor> dense_rwkv7(const std::vector<Tensor>& in, const Tensor& state, int64_t chunk) {
+  const int64_t tokens = in[0].size(1);
+  if (tokens == 0) return {in[3], state};
+  return tokens == 1 ? one_token(in[0], in[1], in[2], in[3], in[4], in[5], state)
+                     : in_chunks(in[0], in[1], in[2], in[3], in[4], in[5], state, chunk);
+}
+
+/// What each token reads of the state before it, from what its query reads after the token before: the first ones of
+/// the sequences read the states that those begin with.
+Tensor read_before(const Tensor& after, const Tensor& r, const Tensor& state, const Tensor& offsets) {
+  const auto read = [](const Tensor& tokens, const Tensor& states) {  // [F, H, K], [F, H, K, V]
+    return torch::matmul(tokens.unsqueeze(-2), states).squeeze(-2);
+  };
+  if (!offsets.defined()) {
+    return torch::cat({read(r.select(1, 0), state).unsqueeze(1), after.narrow(1, 0, r.size(1) - 1)}, 1);
+  }
+  const Tensor some = (offsets.diff() > 0).nonzero().squeeze(1);  // sequences that have a token
+  const Tensor first = offsets.index_select(0, some).to(r.device());
+  const Tensor reads = read(r[0].index_select(0, first), state.index_select(0, some.to(r.device())));
+  return moved_right(after, 1).index_copy(1, first, reads.unsqueeze(0));
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> rwkv6(const Tensor& r, const Tensor& k, const Tensor& v, const Tensor& w, const Tensor& u,
-                                 const std::optional<Tensor>& initial_state, int64_t chunk) {
-  check_shapes("rwkv6", r, {{"k", k}, {"w", w}}, v, w, initial_state, chunk);
+                                 const std::optional<Tensor>& initial_state, const std::optional<Tensor>& cu_seqlens,
+                                 int64_t chunk) {
+  const Tensor offsets = packed_offsets("rwkv6", r, cu_seqlens);
+  const int64_t sequences = count_sequences(r, offsets);
+  check_shapes("rwkv6", r, {{"k", k}, {"w", w}}, v, w, initial_state, sequences, chunk);
   if (u.sizes() != r.sizes().slice(2, 2)) {
     misuse("rwkv6: u is {}, expected [H, K] of r {}", fmt::streamed(u.sizes()), fmt::streamed(r.sizes()));
   }
-  const Tensor state = state_or_zero(initial_state, r, v), reading = widened(r), values = widened(v);
+  const Tensor state = state_or_zero(initial_state, r, v, sequences), reading = widened(r), values = widened(v);
   // What token t + 1 reads before it writes is what its query reads after token t.
   const auto [after, last] =
-      gated_linear_attention(moved_left(reading, 1), k, values, w, /*scale=*/1, state, {}, chunk);
-  const Tensor first = torch::matmul(reading.select(1, 0).unsqueeze(-2), state).transpose(1, 2);  // [B, 1, H, V]
-  const Tensor before = torch::cat({first, after.narrow(1, 0, r.size(1) - 1)}, 1);
+      gated_linear_attention(moved_left(reading, 1), k, values, w, /*scale=*/1, state, cu_seqlens, chunk);
   const Tensor bonus = (reading * widened(u) * widened(k)).sum(-1, true) * values;
-  return {(before + bonus).to(v.scalar_type()), last};
+  return {(read_before(after, reading, state, offsets) + bonus).to(v.scalar_type()), last};
 }
 
 std::tuple<Tensor, Tensor> rwkv7(const Tensor& r, const Tensor& w, const Tensor& k, const Tensor& v, const Tensor& a,
-                                 const Tensor& b, const std::optional<Tensor>& initial_state, int64_t chunk) {
-  check_shapes("rwkv7", r, {{"w", w}, {"k", k}, {"a", a}, {"b", b}}, v, w, initial_state, chunk);
-  const Tensor state = state_or_zero(initial_state, r, v);
-  return r.size(1) == 1 ? one_token(r, w, k, v, a, b, state) : in_chunks(r, w, k, v, a, b, state, chunk);
+                                 const Tensor& b, const std::optional<Tensor>& initial_state,
+                                 const std::optional<Tensor>& cu_seqlens, int64_t chunk) {
+  const Tensor offsets = packed_offsets("rwkv7", r, cu_seqlens);
+  const int64_t sequences = count_sequences(r, offsets);
+  check_shapes("rwkv7", r, {{"w", w}, {"k", k}, {"a", a}, {"b", b}}, v, w, initial_state, sequences, chunk);
+  const Tensor state = state_or_zero(initial_state, r, v, sequences);
+  if (!offsets.defined()) return dense_rwkv7({r, w, k, v, a, b}, state, chunk);
+  std::vector<std::vector<Tensor>> parts;
+  for (const Tensor& t : {r, w, k, v, a, b}) parts.push_back(split_sequences(t, offsets, 1));
+  std::vector<Tensor> outputs, states;
+  for (size_t s = 0; s < parts[0].size(); ++s) {
+    std::vector<Tensor> own;
+    for (const auto& all : parts) own.push_back(all[s]);
+    const auto [o, end] = dense_rwkv7(own, state.narrow(0, static_cast<int64_t>(s), 1), chunk);
+    outputs.push_back(o);
+    states.push_back(end);
+  }
+  return {torch::cat(outputs, 1), torch::cat(states)};
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def(
-      "rwkv6(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? initial_state=None, int chunk=64) -> (Tensor, "
-      "Tensor)",
+      "rwkv6(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? initial_state=None, Tensor? cu_seqlens=None, "
+      "int chunk=64) -> (Tensor, Tensor)",
       &rwkv6);
   m.def(
-      "rwkv7(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? initial_state=None, int chunk=64) -> "
-      "(Tensor, Tensor)",
+      "rwkv7(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? initial_state=None, Tensor? "
+      "cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
       &rwkv7);
 }
 

@@ -1,6 +1,7 @@
 // The fused prefix softmax against the chunked reference.
 #include <limits>
 
+#include "base/error.h"
 #include "ops/prefix_softmax_scan.h"
 #include "support/fused_op.h"
 
@@ -12,12 +13,13 @@ using torch::Tensor;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Inputs s, v and, with a state, u and w; the maximum before is a constant.
-TestedOp scan_op(const Tensor& m = {}, const std::optional<Tensor>& mask = {}, bool heads_last = false) {
+TestedOp scan_op(const Tensor& m = {}, const std::optional<Tensor>& mask = {}, bool heads_last = false,
+                 const std::optional<Tensor>& cu_seqlens = {}) {
   return [=](const std::vector<Tensor>& in) -> std::vector<Tensor> {
     const Tensor v = heads_last ? in[1].transpose(1, 2) : in[1];
     std::optional<ops::SoftmaxPartial> initial;
     if (m.defined()) initial = {m, in[2], in[3]};
-    const auto [y, state] = ops::prefix_softmax_scan(in[0], v, mask, initial);
+    const auto [y, state] = ops::prefix_softmax_scan(in[0], v, mask, initial, cu_seqlens);
     return {y, torch::nan_to_num(state.m, 0, 0, -1), state.u, state.w};  // the maximum of nothing is -inf
   };
 }
@@ -64,6 +66,34 @@ TEST(FusedPrefixSoftmax, SecondDerivativesAreThoseOfTheReference) {
   torch::manual_seed(4);
   const Tensor s = torch::randn({1, 2, 7}), v = torch::randn({1, 2, 7, 3});
   expect_same_second_derivatives(scan_op(torch::randn({1, 2})), with_state(s, v), 1e-4);
+  expect_same_second_derivatives(scan_op({}, {}, false, torch::tensor({0, 4, 4, 5, 7})), {s, v}, 1e-4);
+}
+
+TEST(FusedPrefixSoftmax, PackedSequencesAreThoseAlone) {
+  torch::manual_seed(5);
+  const Tensor cu_seqlens = torch::tensor({0, 50, 50, 51, 58, 120}, torch::kInt32), m = torch::randn({5, 3});
+  const auto alone = [&](const std::vector<Tensor>& in) {
+    std::vector<std::vector<Tensor>> parts(4);
+    for (int64_t r = 0; r < 5; ++r) {
+      const int64_t begin = cu_seqlens[r].item<int64_t>(), size = cu_seqlens[r + 1].item<int64_t>() - begin;
+      const auto own = scan_op(m.narrow(0, r, 1))(
+          {in[0].narrow(2, begin, size), in[1].narrow(2, begin, size), in[2].narrow(0, r, 1), in[3].narrow(0, r, 1)});
+      for (size_t i = 0; i < 4; ++i) parts[i].push_back(own[i]);
+    }
+    return std::vector<Tensor>{torch::cat(parts[0], 2), torch::cat(parts[1]), torch::cat(parts[2]),
+                               torch::cat(parts[3])};
+  };
+  for (const int64_t width : {6, 40}) {
+    const Tensor s = torch::randn({1, 3, 120}) * 3, v = torch::randn({1, 3, 120, width});
+    const std::vector<Tensor> in = {s, v, torch::rand({5, 3}) + 0.5, torch::randn({5, 3, width})};
+    const auto packed = scan_op(m, {}, false, cu_seqlens);
+    expect_all_near(outputs_and_gradients(packed, in, false), outputs_and_gradients(alone, in, false), 1e-6, "each");
+    expect_fused_equals_reference(packed, in, 1e-5);
+    expect_fused_equals_reference(packed, {s, v.to(torch::kBFloat16), in[2], in[3]}, 0.02);
+    expect_fused_equals_reference(scan_op({}, {}, true, cu_seqlens), {s, v.transpose(1, 2).contiguous()}, 1e-5);
+  }
+  EXPECT_THROW(scan_op({}, {}, false, torch::tensor({0, 3}))({torch::randn({1, 2, 4}), torch::randn({1, 2, 4, 3})}),
+               UsageError);
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ Inputs to(const Inputs& in, torch::ScalarType type) {
 }
 
 std::pair<Tensor, SoftmaxPartial> scan(const Inputs& in, int64_t chunk = 32) {
-  return ops::prefix_softmax_scan(in.s, in.v, in.mask, in.initial, chunk);
+  return ops::prefix_softmax_scan(in.s, in.v, in.mask, in.initial, {}, chunk);
 }
 
 /// One prefix after the other.

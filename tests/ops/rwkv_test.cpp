@@ -72,12 +72,12 @@ std::pair<Tensor, Tensor> rwkv7_by_token(const Inputs& in) {
 }
 
 std::pair<Tensor, Tensor> rwkv6(const Inputs& in, int64_t chunk = 64) {
-  const auto [o, S] = ops::rwkv6(in.r, in.k, in.v, in.w, in.u, in.state, chunk);
+  const auto [o, S] = ops::rwkv6(in.r, in.k, in.v, in.w, in.u, in.state, {}, chunk);
   return {o, S};
 }
 
 std::pair<Tensor, Tensor> rwkv7(const Inputs& in, int64_t chunk = 64) {
-  const auto [o, S] = ops::rwkv7(in.r, in.w, in.k, in.v, in.a, in.b, in.state, chunk);
+  const auto [o, S] = ops::rwkv7(in.r, in.w, in.k, in.v, in.a, in.b, in.state, {}, chunk);
   return {o, S};
 }
 
@@ -130,6 +130,47 @@ TEST(Rwkv, GradientsAreThoseOfTheRecurrence) {
   }
 }
 
+TEST(Rwkv, PackedSequencesAreThoseAlone) {
+  const std::vector<int64_t> cuts = {0, 17, 17, 18, 20, 37};
+  const Tensor cu_seqlens = torch::tensor(cuts, torch::kInt32);
+  Inputs all = make_inputs(0.6);
+  for (Tensor* t : {&all.r, &all.w, &all.k, &all.v, &all.a, &all.b}) *t = t->narrow(0, 0, 1).clone();
+  all.state = torch::randn({5, H, K, V}, torch::kFloat64);
+  for (Tensor& leaf : std::vector<Tensor>{all.r, all.w, all.k, all.v, all.a, all.b, all.u, all.state}) {
+    leaf.requires_grad_(true);
+  }
+  for (const Op& op : kOps) {
+    const bool six = std::string(op.name) == "rwkv6";
+    const auto [o, S] = six ? ops::rwkv6(all.r, all.k, all.v, all.w, all.u, all.state, cu_seqlens)
+                            : ops::rwkv7(all.r, all.w, all.k, all.v, all.a, all.b, all.state, cu_seqlens);
+    std::vector<Tensor> outputs, states;
+    for (int64_t s = 0; s < 5; ++s) {
+      const auto part = [&](const Tensor& t) { return t.slice(1, cuts[s], cuts[s + 1]); };
+      const Tensor before = all.state.narrow(0, s, 1);
+      if (cuts[s] == cuts[s + 1]) {
+        states.push_back(before);
+        continue;
+      }
+      const auto [own, end] =
+          op.by_token({part(all.r), part(all.w), part(all.k), part(all.v), part(all.a), part(all.b), all.u, before});
+      outputs.push_back(own);
+      states.push_back(end);
+    }
+    expect_near(o, torch::cat(outputs, 1), 1e-11, op.name);
+    expect_near(S, torch::cat(states), 1e-11, op.name);
+    const Tensor co = torch::randn(o.sizes(), torch::kFloat64), cS = torch::randn(S.sizes(), torch::kFloat64);
+    const auto gradients = [&](const Tensor& y, const Tensor& end) {
+      return torch::autograd::grad({(y * co).sum() + (end * cS).sum()}, all.all(), {}, false, false, true);
+    };
+    const auto got = gradients(o, S), want = gradients(torch::cat(outputs, 1), torch::cat(states));
+    for (size_t i = 0; i < want.size(); ++i) {
+      if (want[i].defined()) expect_near(got[i], want[i], 1e-10, fmt::format("{} input {}", op.name, i));
+    }
+  }
+  EXPECT_THROW(ops::rwkv6(all.r, all.k, all.v, all.w, all.u, {}, torch::tensor({0, 5})), UsageError);
+  EXPECT_THROW(ops::rwkv7(all.r, all.w, all.k, all.v, all.a, all.b, all.state, torch::tensor({0, 37})), UsageError);
+}
+
 TEST(Rwkv, MinusInfinityForgetsEverything) {
   for (const Op& op : kOps) {
     Inputs in = make_inputs(0.6);
@@ -148,7 +189,7 @@ TEST(Rwkv, WrongShapesAreRefused) {
   EXPECT_THROW(ops::rwkv6(in.r, in.k, in.v, -in.w, in.u, {}), UsageError);
   EXPECT_THROW(ops::rwkv7(in.r, in.w, in.k, in.v, in.a, in.b.narrow(3, 0, 2), {}), UsageError);
   EXPECT_THROW(ops::rwkv7(in.r, in.w, in.k, in.v, in.a, in.b, in.state.transpose(2, 3)), UsageError);
-  EXPECT_THROW(ops::rwkv7(in.r, in.w, in.k, in.v, in.a, in.b, {}, 0), UsageError);
+  EXPECT_THROW(ops::rwkv7(in.r, in.w, in.k, in.v, in.a, in.b, {}, {}, 0), UsageError);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 #include "ops/cpu/affine_scan.h"
 
-#include <ATen/Parallel.h>
+#include <algorithm>
+
+#include "ops/cpu/balanced_for.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/affine_scan.cpp"
@@ -183,17 +185,32 @@ T* data(const torch::Tensor& t) {
 /// Floats that one task takes of a row at least: whole cache lines, so that no two tasks write to the same one.
 constexpr int64_t kRange = 64;
 
-/// Runs work(sequence, first float, floats) in parallel over ranges of the C channels of every sequence.
+/// A range of the channels of one sequence: its first row and their number, its first float and their number.
+struct Range {
+  int64_t sequence, row, tokens, first, count;
+};
+
+/// Runs work(range) in parallel over ranges of the floats of every sequence, cut as far as the longest of them needs it
+/// to keep all threads busy.
 template <typename Work>
-void for_ranges(int64_t batch, int64_t width, Work work) {
-  const int64_t threads = at::get_num_threads();
-  const int64_t parts = std::clamp<int64_t>((threads + batch - 1) / batch, 1, (width + kRange - 1) / kRange);
-  const int64_t share = (width + parts - 1) / parts, range = (share + kRange - 1) / kRange * kRange;
-  at::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % parts * range;
-      if (first < width) work(task / parts, first, std::min(range, width - first));
+void for_ranges(const std::vector<int64_t>& offsets, int64_t width, Work work) {
+  const auto sequences = static_cast<int64_t>(offsets.size()) - 1, threads = int64_t{at::get_num_threads()};
+  int64_t longest = 0;
+  for (int64_t s = 0; s < sequences; ++s) longest = std::max(longest, offsets[s + 1] - offsets[s]);
+  const int64_t total = std::max<int64_t>(1, offsets.back());
+  const int64_t wanted = (threads * longest + total - 1) / total;
+  const int64_t parts = std::clamp<int64_t>(wanted, 1, (width + kRange - 1) / kRange);
+  const int64_t share = (width + parts - 1) / parts, step = (share + kRange - 1) / kRange * kRange;
+  std::vector<Range> ranges;
+  std::vector<int64_t> costs;
+  for (int64_t s = 0; s < sequences; ++s) {
+    for (int64_t first = 0; first < width; first += step) {
+      ranges.push_back({s, offsets[s], offsets[s + 1] - offsets[s], first, std::min(step, width - first)});
+      costs.push_back(ranges.back().tokens + 1);
     }
+  }
+  balanced_for(TaskCosts(costs), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(ranges[i]);
   });
 }
 
@@ -202,16 +219,17 @@ int64_t floats_of(const torch::Tensor& t) {
 }
 
 template <typename T>
-void forward(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& h, const torch::Tensor& state) {
-  const int64_t tokens = a.size(1), width = floats_of(a);
-  for_ranges(a.size(0), width, [&](int64_t row, int64_t first, int64_t count) {
-    const int64_t at = row * tokens * width + first;
+void forward(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& h, const torch::Tensor& state,
+             const std::vector<int64_t>& offsets) {
+  const int64_t width = floats_of(a);
+  for_ranges(offsets, width, [&](const Range& range) {
+    const int64_t at = range.row * width + range.first;
     const AffineRows<T> rows{data<const T>(a) + at,
                              data<const T>(b) + at,
                              data<T>(h) + at,
-                             data<float>(state) + row * width + first,
-                             static_cast<size_t>(tokens),
-                             static_cast<size_t>(count),
+                             data<float>(state) + range.sequence * width + range.first,
+                             static_cast<size_t>(range.tokens),
+                             static_cast<size_t>(range.count),
                              static_cast<size_t>(width)};
     if constexpr (std::is_same_v<T, float>) {
       if (a.is_complex()) {
@@ -231,10 +249,10 @@ struct Gradients {
 
 template <typename T>
 void backward(const torch::Tensor& a, const torch::Tensor& h, const torch::Tensor& state, const torch::Tensor& dh,
-              const Gradients& g) {
-  const int64_t tokens = a.size(1), width = floats_of(a);
-  for_ranges(a.size(0), width, [&](int64_t row, int64_t first, int64_t count) {
-    const int64_t at = row * tokens * width + first, at_state = row * width + first;
+              const Gradients& g, const std::vector<int64_t>& offsets) {
+  const int64_t width = floats_of(a);
+  for_ranges(offsets, width, [&](const Range& range) {
+    const int64_t at = range.row * width + range.first, at_state = range.sequence * width + range.first;
     const AffineGradients<T> rows{data<const T>(a) + at,
                                   data<const T>(h) + at,
                                   data<const T>(dh) + at,
@@ -242,8 +260,8 @@ void backward(const torch::Tensor& a, const torch::Tensor& h, const torch::Tenso
                                   data<T>(g.a) + at,
                                   data<T>(g.b) + at,
                                   data<float>(g.state) + at_state,
-                                  static_cast<size_t>(tokens),
-                                  static_cast<size_t>(count),
+                                  static_cast<size_t>(range.tokens),
+                                  static_cast<size_t>(range.count),
                                   static_cast<size_t>(width)};
     if constexpr (std::is_same_v<T, float>) {
       if (a.is_complex()) {
@@ -260,19 +278,18 @@ void backward(const torch::Tensor& a, const torch::Tensor& h, const torch::Tenso
 }  // namespace
 
 std::pair<torch::Tensor, torch::Tensor> affine_scan_forward(const torch::Tensor& a, const torch::Tensor& b,
-                                                            const torch::Tensor& state) {
+                                                            const torch::Tensor& state,
+                                                            const std::vector<int64_t>& offsets) {
   const torch::Tensor h = torch::empty_like(b), last = state.clone();
-  (b.scalar_type() == torch::kBFloat16 ? forward<uint16_t> : forward<float>)(a, b, h, last);
+  (b.scalar_type() == torch::kBFloat16 ? forward<uint16_t> : forward<float>)(a, b, h, last, offsets);
   return {h, last};
 }
 
-std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> affine_scan_backward(const torch::Tensor& a,
-                                                                             const torch::Tensor& h,
-                                                                             const torch::Tensor& state,
-                                                                             const torch::Tensor& dh,
-                                                                             const torch::Tensor& dlast) {
+std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> affine_scan_backward(
+    const torch::Tensor& a, const torch::Tensor& h, const torch::Tensor& state, const torch::Tensor& dh,
+    const torch::Tensor& dlast, const std::vector<int64_t>& offsets) {
   const Gradients g{torch::empty_like(a), torch::empty_like(a), dlast.clone()};
-  (a.scalar_type() == torch::kBFloat16 ? backward<uint16_t> : backward<float>)(a, h, state, dh, g);
+  (a.scalar_type() == torch::kBFloat16 ? backward<uint16_t> : backward<float>)(a, h, state, dh, g, offsets);
   return {g.a, g.b, g.state};
 }
 

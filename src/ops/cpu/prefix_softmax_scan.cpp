@@ -1,6 +1,6 @@
 #include "ops/cpu/prefix_softmax_scan.h"
 
-#include <ATen/Parallel.h>
+#include "ops/cpu/heads.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/prefix_softmax_scan.cpp"
@@ -166,15 +166,20 @@ T* data(const torch::Tensor& t) {
 /// All heads of all sequences in parallel. `sums` of the forward pass, its m, and u, w or their gradients.
 template <typename T>
 void run_heads(const torch::Tensor& s, const torch::Tensor& v, const SoftmaxScan& scan, const torch::Tensor& dy,
-               const torch::Tensor& ds, const torch::Tensor& dv) {
-  const int64_t heads = s.size(0) * s.size(1), tokens = s.size(2), width = v.size(3);
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) {
+               const torch::Tensor& ds, const torch::Tensor& dv, const std::vector<int64_t>& offsets) {
+  const int64_t heads = s.size(1), width = v.size(3);
+  const auto sequences = sequences_of(s.transpose(1, 2), offsets, /*chunk=*/1);
+  std::vector<int64_t> costs;
+  for (const Sequence& sequence : sequences) costs.insert(costs.end(), heads, sequence.tokens + 1);
+  balanced_for(TaskCosts(costs), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const Sequence& sequence = sequences[task / heads];
       const auto place = [&](const torch::Tensor& t) {
-        return data<T>(t) + head / t.size(1) * t.stride(0) + head % t.size(1) * t.stride(1);
+        return data<T>(t) + sequence.row * t.stride(0) + task % heads * t.stride(1) + sequence.first * t.stride(2);
       };
+      const int64_t numbers = (sequence.row * heads + task % heads) * s.size(2) + sequence.first;
       SoftmaxRows<T> rows{};
-      rows.s = data<const float>(s) + head * tokens;
+      rows.s = data<const float>(s) + numbers;
       rows.v = place(v);
       rows.v_stride = v.stride(2);
       rows.y = place(scan.y);
@@ -183,13 +188,13 @@ void run_heads(const torch::Tensor& s, const torch::Tensor& v, const SoftmaxScan
         rows.dy = place(dy);
         rows.dy_stride = dy.stride(2);
         rows.dv = place(dv);
-        rows.ds = data<float>(ds) + head * tokens;
+        rows.ds = data<float>(ds) + numbers;
       }
-      rows.sums = data<float>(scan.sums) + head * tokens;
-      rows.m = data<float>(scan.m) + head;
-      rows.u = data<float>(scan.u) + head;
-      rows.w = data<float>(scan.w) + head * width;
-      rows.tokens = static_cast<size_t>(tokens);
+      rows.sums = data<float>(scan.sums) + numbers;
+      rows.m = data<float>(scan.m) + task;
+      rows.u = data<float>(scan.u) + task;
+      rows.w = data<float>(scan.w) + task * width;
+      rows.tokens = static_cast<size_t>(sequence.tokens);
       rows.width = static_cast<size_t>(width);
       run(rows, dy.defined());
     }
@@ -199,19 +204,22 @@ void run_heads(const torch::Tensor& s, const torch::Tensor& v, const SoftmaxScan
 }  // namespace
 
 SoftmaxScan prefix_softmax_forward(const torch::Tensor& s, const torch::Tensor& v, const torch::Tensor& m,
-                                   const torch::Tensor& u, const torch::Tensor& w) {
+                                   const torch::Tensor& u, const torch::Tensor& w,
+                                   const std::vector<int64_t>& offsets) {
   const SoftmaxScan scan{torch::empty_like(v), torch::empty_like(s), m.clone(), u.clone(), w.clone()};
-  (v.scalar_type() == torch::kBFloat16 ? run_heads<uint16_t> : run_heads<float>)(s, v, scan, {}, {}, {});
+  const bool narrow = v.scalar_type() == torch::kBFloat16;
+  (narrow ? run_heads<uint16_t> : run_heads<float>)(s, v, scan, {}, {}, {}, offsets);
   return scan;
 }
 
 SoftmaxScanGradients prefix_softmax_backward(const torch::Tensor& s, const torch::Tensor& v, const torch::Tensor& m,
                                              const SoftmaxScan& scan, const torch::Tensor& dy, const torch::Tensor& du,
-                                             const torch::Tensor& dw) {
+                                             const torch::Tensor& dw, const std::vector<int64_t>& offsets) {
   // dv lies as y does: one walk serves both
   const SoftmaxScanGradients g{torch::empty_like(s), torch::empty_like(scan.y), du.clone(), dw.clone()};
   const SoftmaxScan carried{scan.y, scan.sums, m, g.u, g.w};
-  (v.scalar_type() == torch::kBFloat16 ? run_heads<uint16_t> : run_heads<float>)(s, v, carried, dy, g.s, g.v);
+  const bool narrow = v.scalar_type() == torch::kBFloat16;
+  (narrow ? run_heads<uint16_t> : run_heads<float>)(s, v, carried, dy, g.s, g.v, offsets);
   return g;
 }
 

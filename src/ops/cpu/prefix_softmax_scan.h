@@ -1,11 +1,15 @@
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "base/torch.h"
 
 namespace seqloom::ops::cpu {
 
 // Fused kernels of ops/prefix_softmax_scan.h. s [B, H, T] float32, contiguous; v [B, H, T, d] float32 or bfloat16, rows
-// dense; m, u [B, H] and w [B, H, d] float32, contiguous.
+// dense; m, u [S, H] and w [S, H, d] float32, contiguous. Sequences are packed in B = 1 where there are offsets [S +
+// 1], else S = B.
 
 struct SoftmaxScan {
   torch::Tensor y;        // [B, H, T, d], type and strides of v
@@ -14,7 +18,7 @@ struct SoftmaxScan {
 };
 
 SoftmaxScan prefix_softmax_forward(const torch::Tensor& s, const torch::Tensor& v, const torch::Tensor& m,
-                                   const torch::Tensor& u, const torch::Tensor& w);
+                                   const torch::Tensor& u, const torch::Tensor& w, const std::vector<int64_t>& offsets);
 
 /// Gradients; that of a running maximum is zero.
 struct SoftmaxScanGradients {
@@ -24,6 +28,6 @@ struct SoftmaxScanGradients {
 /// `scan` as the forward pass from m returned it; dy in the type of v, rows dense; du, dw those of the last state.
 SoftmaxScanGradients prefix_softmax_backward(const torch::Tensor& s, const torch::Tensor& v, const torch::Tensor& m,
                                              const SoftmaxScan& scan, const torch::Tensor& dy, const torch::Tensor& du,
-                                             const torch::Tensor& dw);
+                                             const torch::Tensor& dw, const std::vector<int64_t>& offsets);
 
 }  // namespace seqloom::ops::cpu
