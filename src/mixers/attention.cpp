@@ -8,6 +8,7 @@
 
 #include "mixers/heads.h"
 #include "mixers/token_positions.h"
+#include "mixers/whole_sequences.h"
 #include "ops/precision.h"
 #include "ops/varlen_attention.h"
 
@@ -88,15 +89,6 @@ bool only_in_front(const Tensor& keep) {
 Tensor unwound(const Tensor& phase) {
   constexpr double kLarge = 256;
   return torch::where(phase.abs() < kLarge, phase, phase.fmod(2 * std::numbers::pi));
-}
-
-/// A Toeplitz table [H, 2 L - 1] at relative positions -> [H, rows, keys].
-std::function<Tensor(const Tensor&)> toeplitz(const Tensor& table) {
-  return [table](const Tensor& relative) {
-    const int64_t farthest = table.size(1) / 2;  // what lies beyond is hidden by the window
-    const Tensor column = relative.clamp(-farthest, farthest) + farthest;
-    return ops::widened(table).index({torch::indexing::Slice(), column});
-  };
 }
 
 }  // namespace
@@ -192,8 +184,8 @@ Memory Attention::empty_memory(int64_t batch) const {
   return memory;
 }
 
-Attention::Placed Attention::place(const Tensor& x, const Tensor& positions, const Tensor& keep,
-                                   const Tensor& phase) const {
+Attention::Placed Attention::place(const Tensor& x, const Tensor& positions, const Tensor& keep, const Tensor& phase,
+                                   const Layout& layout) const {
   if (is("sinusoidal")) return {x + sinusoidal_at(positions, width()).to(x.scalar_type()), {}, {}};
   if (is("learned")) return {x + learned_at(position_->weight, positions).to(x.scalar_type()), {}, {}};
   if (is("rope")) {
@@ -204,7 +196,9 @@ Attention::Placed Attention::place(const Tensor& x, const Tensor& positions, con
   const auto bias = carope_->bias.defined() ? std::make_optional(carope_->bias) : std::nullopt;
   Tensor increments = carope_increments(x, carope_->weight, bias, head_dim_, first_exponent_);
   if (keep.defined()) increments = increments * keep.unsqueeze(1).unsqueeze(-1);  // padding does not advance the phase
-  Tensor phases = increments.cumsum(2);
+  const auto sums = [](const std::vector<Tensor>& own) { return own[0].cumsum(1); };
+  Tensor phases = layout.is_packed() ? by_sequence(layout, {increments.transpose(1, 2)}, 1, sums).transpose(1, 2)
+                                     : increments.cumsum(2);
   if (phase.defined()) phases = phases + phase.to(torch::kFloat64).unsqueeze(2);
   return {x, phases, unwound(phases.select(2, phases.size(2) - 1)).to(state_options().dtype())};
 }
@@ -232,14 +226,14 @@ std::pair<Tensor, Tensor> Attention::keys_values(const Placed& tokens) {
   return {k, split_heads(v_proj_(tokens.x), kv_heads_).transpose(1, 2)};
 }
 
-std::function<Tensor(const Tensor&)> Attention::bias() const {
-  if (is("alibi")) return [this](const Tensor& relative) { return alibi_bias(slopes_, relative); };
-  if (rel_bias_.defined()) return toeplitz(rel_bias_);
-  if (t5_table_.is_empty()) return {};
-  return [this](const Tensor& relative) {
-    const Tensor bucket = t5_bucket(relative, !options_.causal, options_.num_buckets, options_.max_distance);
-    return ops::widened(t5_table_->weight).index({bucket}).permute({2, 0, 1});
-  };
+Tensor Attention::bias(int64_t farthest) const {
+  if (rel_bias_.defined()) return rel_bias_;
+  if (!is("alibi") && t5_table_.is_empty()) return {};
+  const int64_t reach = is("alibi") ? farthest : std::min(farthest, options_.max_distance);  // one bucket behind it
+  const Tensor relative = torch::arange(-reach, reach + 1, state_options().dtype(torch::kInt64));
+  if (is("alibi")) return alibi_bias(slopes_, relative.unsqueeze(0)).squeeze(1);
+  const Tensor bucket = t5_bucket(relative, !options_.causal, options_.num_buckets, options_.max_distance);
+  return ops::widened(t5_table_->weight).index_select(0, bucket).t();
 }
 
 double Attention::scale() const {
@@ -253,14 +247,13 @@ ops::AttentionRule Attention::rule_for(int64_t queries, int64_t keys, const Tens
   rule.window = options_.window;
   rule.softcap = options_.logit_softcap;
   rule.keep = keep;
-  rule.bias = bias();
-  if (!is("urpe")) return rule;
   const int64_t farthest = std::min(std::max(queries, keys), options_.window.value_or(keys + queries)) - 1;
-  if (farthest >= options_.max_positions) {
+  if (is("urpe") && farthest >= options_.max_positions) {
     misuse("position = \"urpe\": keys at a distance of {}, but max_positions = {}; raise it or set a window", farthest,
            options_.max_positions);
   }
-  rule.multiplier = toeplitz(urpe_c_);
+  rule.bias = bias(farthest);
+  if (is("urpe")) rule.multiplier = urpe_c_;
   return rule;
 }
 
@@ -269,12 +262,12 @@ Tensor Attention::finish(const Tensor& o) {
 }
 
 bool Attention::takes_packed() const {
-  return !options_.logit_softcap && (is("none") || is("learned") || is("sinusoidal") || is("rope"));
+  return !is("urpe");
 }
 
 Tensor Attention::mix_packed(const Tensor& x, const Pass& pass) {
   const Tensor &context = pass.context, &offsets = pass.layout.offsets();
-  const Placed tokens = place(x, token_positions(x, pass), {}, {});
+  const Placed tokens = place(x, token_positions(x, pass), {}, {}, pass.layout);
   Placed source = tokens;
   Tensor source_offsets = offsets;
   std::optional<Tensor> keep;
@@ -287,12 +280,16 @@ Tensor Attention::mix_packed(const Tensor& x, const Pass& pass) {
     const Tensor real = packed ? Tensor() : pass.context_layout.keep(context.size(0), context.size(1));
     if (real.defined()) keep = real.flatten();
     const Tensor rows = context.flatten(0, 1).unsqueeze(0);
-    source = place(rows, counted_positions(rows, Layout::packed(source_offsets)), {}, {});
+    const Layout layout = Layout::packed(source_offsets);
+    source = place(rows, counted_positions(rows, layout), real.defined() ? real.view({1, -1}) : real, {}, layout);
   }
   const auto rows = [](const Tensor& heads) { return heads.squeeze(0).transpose(0, 1); };  // [1, H, N, d] -> [N, H, d]
   const auto [k, v] = keys_values(source);
+  const auto longest = [](const Tensor& cuts) { return cuts.diff().max().item<int64_t>(); };
+  const ops::AttentionRule rule = rule_for(longest(offsets), longest(source_offsets), {});
+  const auto bias = rule.bias.defined() ? std::make_optional(rule.bias) : std::nullopt;
   const Tensor o = std::get<0>(ops::varlen_attention(rows(queries(tokens)), rows(k), rows(v), offsets, source_offsets,
-                                                     options_.causal, options_.window, scale(), keep));
+                                                     rule.causal, rule.window, rule.scale, keep, bias, rule.softcap));
   return o_proj_(merge_heads(o.unsqueeze(0)));
 }
 

@@ -89,7 +89,7 @@ class Attention final : public ScannableMixer {
 
  protected:
   Tensor mix(const Tensor& x, Pass& pass) override;
-  /// Packed rows need no padding where scores depend on nothing but the projected tokens.
+  /// Not where weights are multiplied by distance.
   bool takes_packed() const override;
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   Tensor read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) override;
@@ -112,8 +112,9 @@ class Attention final : public ScannableMixer {
   bool is(const char* scheme) const { return options_.position == scheme; }
   void add_position_parameters();
   void add_carope();
-  /// keep [B, T] or undefined; phase [B, Hkv, d/2] before the first token, or undefined.
-  Placed place(const Tensor& x, const Tensor& positions, const Tensor& keep, const Tensor& phase) const;
+  /// keep [B, T] or undefined; phase [B, Hkv, d/2] before the first token, or undefined; rows may be packed in one.
+  Placed place(const Tensor& x, const Tensor& positions, const Tensor& keep, const Tensor& phase,
+               const Layout& layout = {}) const;
   Tensor queries(const Placed& tokens);                         // [B, H, T, d]
   std::pair<Tensor, Tensor> keys_values(const Placed& tokens);  // [B, Hkv, S, d] each
   void check_context(int64_t rows, const Tensor& context) const;
@@ -126,7 +127,8 @@ class Attention final : public ScannableMixer {
   double scale() const;
   /// The rule for `queries` tokens that look at `keys` of them; throws UsageError where a table is too short.
   ops::AttentionRule rule_for(int64_t queries, int64_t keys, const Tensor& keep) const;
-  std::function<Tensor(const Tensor&)> bias() const;
+  /// The bias of scores by distance up to `farthest`, [H, 2 M + 1] (AttentionRule); undefined where there is none.
+  Tensor bias(int64_t farthest) const;
   Tensor finish(const Tensor& o);  // [B, H, T, d] -> [B, T, D]
   int64_t element_limit() const;
 

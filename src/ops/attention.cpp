@@ -48,6 +48,12 @@ Tensor hidden(const AttentionRule& rule, const Block& block, const Tensor& relat
   return result.defined() ? result.logical_or(padding) : padding;
 }
 
+/// A table by distance, [H, 2 M + 1], at relative positions -> [H, rows, keys].
+Tensor at_distances(const Tensor& table, const Tensor& relative) {
+  const int64_t farthest = table.size(1) / 2;
+  return widened(table).index({torch::indexing::Slice(), relative.clamp(-farthest, farthest) + farthest});
+}
+
 Tensor repeated(const Tensor& kv, int64_t heads) {
   return kv.size(1) == heads ? kv : kv.repeat_interleave(heads / kv.size(1), 1);
 }
@@ -56,7 +62,9 @@ Tensor repeated(const Tensor& kv, int64_t heads) {
 Tensor block_scores(const Tensor& q, const Tensor& k, const AttentionRule& rule, const Block& block,
                     const Tensor& relative) {
   Tensor scores = torch::matmul(widened(q), widened(repeated(k, q.size(1))).transpose(-1, -2)) * rule.scale;
-  if (rule.bias) scores = scores + block.by_head(rule.bias(relative)).to(scores.scalar_type());
+  if (rule.bias.defined()) {
+    scores = scores + block.by_head(at_distances(rule.bias, relative)).to(scores.scalar_type());
+  }
   if (rule.softcap) scores = *rule.softcap * torch::tanh(scores / *rule.softcap);
   const Tensor mask = hidden(rule, block, relative);
   return mask.defined() ? scores.masked_fill(mask, kHidden) : scores;
@@ -77,7 +85,8 @@ Tensor block_weights(const Tensor& q, const Tensor& k, const AttentionRule& rule
   const Tensor scores = block_scores(q, k, rule, block, relative);
   const Tensor e = (scores - finite(scores.detach().amax(-1, /*keepdim=*/true))).exp();
   const Tensor weights = divided(e, e.sum(-1, /*keepdim=*/true));
-  return rule.multiplier ? weights * block.by_head(rule.multiplier(relative)).to(weights.scalar_type()) : weights;
+  if (!rule.multiplier.defined()) return weights;
+  return weights * block.by_head(at_distances(rule.multiplier, relative)).to(weights.scalar_type());
 }
 
 /// The fused kernel of torch; it gives 0 for a row that is masked as a whole.
@@ -89,15 +98,17 @@ Tensor fused(const Tensor& q, const Tensor& k, const Tensor& v, const std::optio
 Tensor block_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionRule& rule,
                        const Block& block) {
   if (block.keys() == 0) return torch::zeros_like(q);
-  if (rule.softcap || rule.multiplier) {
+  if (rule.softcap || rule.multiplier.defined()) {
     const Tensor weights = block_weights(q, k, rule, block);
     return torch::matmul(weights, widened(repeated(v, q.size(1)))).to(v.scalar_type());
   }
   const bool one_row = rule.causal && block.rows() == 1;  // its visible keys are the block's
-  if (!rule.bias && !rule.keep.defined() && (one_row || !rule.causal)) return fused(q, k, v, {}, false, rule.scale);
+  if (!rule.bias.defined() && !rule.keep.defined() && (one_row || !rule.causal))
+    return fused(q, k, v, {}, false, rule.scale);
   const Tensor relative = block.relative(q), mask = hidden(rule, block, relative);
   const auto options = widened(q).options().requires_grad(false);
-  Tensor added = rule.bias ? block.by_head(rule.bias(relative)).to(options.dtype()) : torch::zeros({1}, options);
+  Tensor added = rule.bias.defined() ? block.by_head(at_distances(rule.bias, relative)).to(options.dtype())
+                                     : torch::zeros({1}, options);
   if (mask.defined()) added = torch::where(mask, torch::full({1}, kHidden, options), added);
   return fused(q, k, v, added, false, rule.scale);
 }
@@ -133,20 +144,21 @@ bool matrix_unit() {
 /// so that few of them, as in decoding, are better off with matrix products.
 bool packs(const Tensor& q, const Tensor& k, const AttentionRule& rule) {
   constexpr int64_t kLeastQueries = 16;
-  const bool masked = rule.keep.defined() || rule.window;
+  const bool masked = rule.keep.defined() || rule.window || rule.bias.defined() || rule.softcap;
   const bool types =
       q.scalar_type() == torch::kFloat32 || (q.scalar_type() == torch::kBFloat16 && (masked || !matrix_unit()));
-  return fused_enabled() && q.is_cpu() && types && k.scalar_type() == q.scalar_type() && !rule.bias && !rule.softcap &&
-         !rule.multiplier && q.size(2) >= kLeastQueries && (rule.causal || !rule.window);
+  return fused_enabled() && q.is_cpu() && types && k.scalar_type() == q.scalar_type() && !rule.multiplier.defined() &&
+         q.size(2) >= kLeastQueries && (rule.causal || !rule.window);
 }
 
 /// The rows of a batch as packed sequences of equal length.
 Tensor packed_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionRule& rule) {
   const auto rows = [](const Tensor& x) { return x.transpose(1, 2).flatten(0, 1); };
   const auto offsets = [](const Tensor& x) { return torch::arange(x.size(0) + 1, torch::kInt64) * x.size(2); };
+  const auto some = [](const Tensor& t) { return t.defined() ? std::make_optional(t) : std::nullopt; };
   const auto keep = rule.keep.defined() ? std::make_optional(rule.keep.flatten()) : std::nullopt;
-  const Tensor o = std::get<0>(
-      varlen_attention(rows(q), rows(k), rows(v), offsets(q), offsets(k), rule.causal, rule.window, rule.scale, keep));
+  const Tensor o = std::get<0>(varlen_attention(rows(q), rows(k), rows(v), offsets(q), offsets(k), rule.causal,
+                                                rule.window, rule.scale, keep, some(rule.bias), rule.softcap));
   return o.unflatten(0, {q.size(0), q.size(2)}).transpose(1, 2);
 }
 
@@ -155,7 +167,7 @@ Tensor packed_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionRule& rule) {
   if (packs(q, k, rule)) return packed_attention(q, k, v, rule);
   const int64_t tokens = q.size(2), keys = k.size(2), offset = rule.causal ? keys - tokens : 0;
-  const bool plain = !rule.bias && !rule.softcap && !rule.multiplier && !rule.keep.defined();
+  const bool plain = !rule.bias.defined() && !rule.softcap && !rule.multiplier.defined() && !rule.keep.defined();
   if (plain && rule.causal && tokens > 1 && offset == 0 && (!rule.window || *rule.window >= keys)) {
     return fused(q, k, v, {}, /*causal=*/true, rule.scale);
   }
@@ -193,7 +205,8 @@ SoftmaxPartial attention_partial(const Tensor& q, const Tensor& k, const Tensor&
   partial.m = scores.amax(-1);
   const Tensor e = (scores - finite(partial.m).unsqueeze(-1)).exp();
   partial.u = e.sum(-1);  // the multiplier is no part of the normaliser
-  const Tensor factors = rule.multiplier ? e * all.by_head(rule.multiplier(relative)).to(e.scalar_type()) : e;
+  Tensor factors = e;
+  if (rule.multiplier.defined()) factors = e * all.by_head(at_distances(rule.multiplier, relative)).to(e.scalar_type());
   partial.w = torch::matmul(factors, widened(repeated(v, q.size(1))));
   return partial;
 }

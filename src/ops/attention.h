@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 
 #include "base/torch.h"
@@ -16,10 +15,11 @@ struct AttentionRule {
   std::optional<int64_t> window;  // with causal: the last `window` keys, the query's own included
   torch::Tensor keep;             // [B, S] bool, false: nobody sees the key; undefined: all are seen
   std::optional<double> softcap;  // c tanh(s / c), after the bias
-  /// From relative positions key - query [rows, keys] to a bias added to the scores, [H, rows, keys]; may be empty.
-  std::function<torch::Tensor(const torch::Tensor&)> bias;
-  /// The same for a factor on the softmax's weights, which are not normalised again (URPE); may be empty.
-  std::function<torch::Tensor(const torch::Tensor&)> multiplier;
+  /// By distance, [H, 2 M + 1], entry M + key - query, the ends for what lies beyond: added to the scores, or
+  /// undefined.
+  torch::Tensor bias;
+  /// The same for a factor on the softmax's weights, which are not normalised again (URPE).
+  torch::Tensor multiplier;
 };
 
 /// Softmax attention. q [B, H, T, d]; k, v [B, Hkv, S, d], head h reads key head h / (H / Hkv); -> [B, H, T, d].

@@ -23,7 +23,8 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& keep) {
+void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& keep,
+                  const std::optional<Tensor>& bias) {
   if (q.dim() != 3 || k.dim() != 3 || v.sizes() != k.sizes() || q.size(2) != k.size(2) || q.size(2) < 1 ||
       k.size(1) < 1 || q.size(1) % k.size(1) != 0) {
     misuse("varlen_attention: q {}, k {}, v {}: expected q [Nq, H, d] and k, v [Nk, Hkv, d], Hkv dividing H",
@@ -37,16 +38,23 @@ void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::
     misuse("varlen_attention: keep is {} {}, expected bool [{}]", fmt::streamed(keep->dtype()),
            fmt::streamed(keep->sizes()), k.size(0));
   }
+  if (bias &&
+      (bias->dim() != 2 || bias->size(0) != q.size(1) || bias->size(1) % 2 != 1 || !bias->is_floating_point())) {
+    misuse("varlen_attention: bias is {} {}, expected a floating [{}, 2 M + 1]", fmt::streamed(bias->dtype()),
+           fmt::streamed(bias->sizes()), q.size(1));
+  }
 }
 
 /// Queries first .. last of one sequence against the keys that any of them sees, [rows, H, d] and [rows, H].
 std::pair<Tensor, Tensor> reference_block(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keep,
                                           const VarlenRule& rule, int64_t first, int64_t last) {
-  const int64_t keys = k.size(0), place = keys - q.size(0);
+  const int64_t keys = k.size(0), place = rule.causal ? keys - q.size(0) : 0;
   const int64_t high = rule.causal ? std::clamp<int64_t>(last + place, 0, keys) : keys;
   const int64_t low = rule.window > 0 ? std::clamp<int64_t>(first + place - rule.window + 1, 0, high) : 0;
   AttentionRule of_block;
   of_block.scale = rule.scale;
+  of_block.bias = rule.bias;
+  if (rule.softcap > 0) of_block.softcap = rule.softcap;
   of_block.causal = rule.causal;
   if (rule.window > 0) of_block.window = rule.window;
   if (keep.defined()) of_block.keep = keep.slice(0, low, high).unsqueeze(0);
@@ -86,13 +94,16 @@ class FusedVarlen : public torch::autograd::Function<FusedVarlen> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& first_q, const Tensor& first_k, const std::optional<Tensor>& keep,
-                               bool causal, int64_t window, double scale) {
-    const VarlenRule rule{first_q, first_k, keep.value_or(Tensor()), causal, window, scale};
+                               const std::optional<Tensor>& bias, bool causal, int64_t window, double scale,
+                               double softcap) {
+    const VarlenRule rule{first_q, first_k, keep.value_or(Tensor()), causal,
+                          window,  scale,   bias.value_or(Tensor()), softcap};
     const auto [o, lse] = cpu::varlen_attention_forward(q, k, v, rule);
-    context->save_for_backward({q, k, v, first_q, first_k, rule.keep, o, lse});
+    context->save_for_backward({q, k, v, first_q, first_k, rule.keep, o, lse, rule.bias});
     context->saved_data["causal"] = causal;
     context->saved_data["window"] = window;
     context->saved_data["scale"] = scale;
+    context->saved_data["softcap"] = softcap;
     return {o, lse};
   }
 
@@ -104,18 +115,23 @@ class FusedVarlen : public torch::autograd::Function<FusedVarlen> {
                           saved[5],
                           context->saved_data["causal"].toBool(),
                           context->saved_data["window"].toInt(),
-                          context->saved_data["scale"].toDouble()};
+                          context->saved_data["scale"].toDouble(),
+                          saved[8],
+                          context->saved_data["softcap"].toDouble()};
     const Tensor d_o = gradients[0].defined() ? gradients[0] : torch::zeros_like(o);
     const Tensor d_lse = gradients[1].defined() ? gradients[1] : torch::zeros_like(lse);
     variable_list all;
     if (torch::GradMode::is_enabled()) {
-      all = reference_gradients(reference(q, k, v, rule), {q, k, v}, {d_o, d_lse});
+      all = reference_gradients(reference(q, k, v, rule), {q, k, v, rule.bias}, {d_o, d_lse});
+      all.insert(all.begin() + 3, 3, Tensor());
     } else {
       const Tensor delta = (d_o * o).sum(-1) - d_lse;
-      const auto [dq, dk, dv] = cpu::varlen_attention_backward(d_o, q, k, v, lse, delta, rule);
-      all = {dq.to(q.scalar_type()), dk.to(k.scalar_type()), dv.to(v.scalar_type())};
+      const bool with_bias = rule.bias.defined() && rule.bias.requires_grad();
+      const auto g = cpu::varlen_attention_backward(d_o, q, k, v, lse, delta, rule, with_bias);
+      const Tensor none;
+      all = {g.q.to(q.scalar_type()), g.k.to(k.scalar_type()), g.v.to(v.scalar_type()), none, none, none, g.bias};
     }
-    all.resize(9);
+    all.resize(11);
     return all;
   }
 };
@@ -125,23 +141,29 @@ class FusedVarlen : public torch::autograd::Function<FusedVarlen> {
 std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, bool causal,
                                             std::optional<int64_t> window, std::optional<double> scale,
-                                            const std::optional<Tensor>& keep) {
-  check_inputs(q, k, v, keep);
+                                            const std::optional<Tensor>& keep, const std::optional<Tensor>& bias,
+                                            std::optional<double> softcap) {
+  check_inputs(q, k, v, keep, bias);
+  if (softcap && !(*softcap > 0)) misuse("varlen_attention: softcap = {} must be above 0", *softcap);
   if (window && (!causal || *window < 1)) misuse("varlen_attention: window = {} needs causal and >= 1", *window);
   const VarlenRule rule{checked_offsets(cu_seqlens_q, q.size(0), "varlen_attention: cu_seqlens_q"),
                         checked_offsets(cu_seqlens_k, k.size(0), "varlen_attention: cu_seqlens_k"),
                         keep ? keep->contiguous() : Tensor(),
                         causal,
                         window.value_or(0),
-                        scale.value_or(1 / std::sqrt(static_cast<double>(q.size(2))))};
+                        scale.value_or(1 / std::sqrt(static_cast<double>(q.size(2)))),
+                        bias ? widened(*bias).contiguous() : Tensor(),
+                        softcap.value_or(0)};
   if (rule.first_q.size(0) != rule.first_k.size(0)) {
     misuse("varlen_attention: {} offsets of queries, {} of keys", rule.first_q.size(0), rule.first_k.size(0));
   }
-  const bool fused =
-      fused_enabled() && q.is_cpu() && (q.scalar_type() == torch::kFloat32 || q.scalar_type() == torch::kBFloat16);
-  const auto real = rule.keep.defined() ? std::make_optional(rule.keep) : std::nullopt;
+  const bool fused = fused_enabled() && q.is_cpu() &&
+                     (q.scalar_type() == torch::kFloat32 || q.scalar_type() == torch::kBFloat16) &&
+                     (!bias || rule.bias.scalar_type() == torch::kFloat32);
+  const auto some = [](const Tensor& t) { return t.defined() ? std::make_optional(t) : std::nullopt; };
   const variable_list both =
-      fused ? FusedVarlen::apply(q, k, v, rule.first_q, rule.first_k, real, rule.causal, rule.window, rule.scale)
+      fused ? FusedVarlen::apply(q, k, v, rule.first_q, rule.first_k, some(rule.keep), some(rule.bias), rule.causal,
+                                 rule.window, rule.scale, rule.softcap)
             : reference(q, k, v, rule);
   return {both[0].to(q.scalar_type()), both[1]};
 }
@@ -149,7 +171,8 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   m.def(
       "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, bool causal=False, "
-      "int? window=None, float? scale=None, Tensor? keep=None) -> (Tensor, Tensor)",
+      "int? window=None, float? scale=None, Tensor? keep=None, Tensor? bias=None, float? softcap=None) -> (Tensor, "
+      "Tensor)",
       &varlen_attention);
 }
 

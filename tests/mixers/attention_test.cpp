@@ -34,7 +34,11 @@ Tensor naive(const Tensor& q, const Tensor& k, const Tensor& v, const ops::Atten
         const Tensor keys = k[b][h / group].to(torch::kFloat64), query = q[b][h][i].to(torch::kFloat64);
         const Tensor relative = torch::arange(S).unsqueeze(0) - (i + offset);
         Tensor s = torch::mv(keys, query) * rule.scale;
-        if (rule.bias) s = s + rule.bias(relative)[h][0];
+        const auto of_distance = [&](const Tensor& table) {
+          const int64_t reach = table.size(1) / 2;
+          return table[h].index({relative[0].clamp(-reach, reach) + reach});
+        };
+        if (rule.bias.defined()) s = s + of_distance(rule.bias);
         if (rule.softcap) s = *rule.softcap * torch::tanh(s / *rule.softcap);
         Tensor seen = torch::ones({S}, torch::kBool);
         for (int64_t j = 0; j < S; ++j) {
@@ -44,7 +48,7 @@ Tensor naive(const Tensor& q, const Tensor& k, const Tensor& v, const ops::Atten
         }
         if (!seen.any().item<bool>()) continue;
         Tensor a = torch::softmax(s.masked_fill(seen.logical_not(), -INFINITY), 0);
-        if (rule.multiplier) a = a * rule.multiplier(relative)[h][0];
+        if (rule.multiplier.defined()) a = a * of_distance(rule.multiplier);
         o[b][h][i] = torch::mv(v[b][h / group].to(torch::kFloat64).t(), a);
       }
     }
@@ -52,12 +56,10 @@ Tensor naive(const Tensor& q, const Tensor& k, const Tensor& v, const ops::Atten
   return o;
 }
 
-/// A bias or factor that differs by head and distance.
-std::function<Tensor(const Tensor&)> wave(int64_t heads, double strength) {
-  return [heads, strength](const Tensor& relative) {
-    const Tensor head = torch::arange(1, heads + 1).view({-1, 1, 1});
-    return torch::sin(head * relative.unsqueeze(0) * 0.7).to(torch::kFloat32) * strength;
-  };
+/// A bias or factor that differs by head and distance, up to `reach`.
+Tensor wave(int64_t heads, double strength, int64_t reach = 1300) {
+  const Tensor head = torch::arange(1, heads + 1).unsqueeze(1);
+  return torch::sin(head * torch::arange(-reach, reach + 1) * 0.7).to(torch::kFloat32) * strength;
 }
 
 std::vector<ops::AttentionRule> rules(int64_t batch, int64_t heads, int64_t keys) {
@@ -73,7 +75,7 @@ std::vector<ops::AttentionRule> rules(int64_t batch, int64_t heads, int64_t keys
         rule.causal = causal;
         if (window > 0) rule.window = window;
         if (kind % 2 == 1) rule.keep = keep;
-        if (kind / 2 % 2 == 1) rule.bias = wave(heads, 2);
+        if (kind / 2 % 2 == 1) rule.bias = wave(heads, 2, kind % 3 == 0 ? 2 : 20);
         if (kind / 4 == 1) rule.softcap = 1.5;
         if (kind / 4 == 2) rule.multiplier = wave(heads, -1);
         all.push_back(rule);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "base/error.h"
@@ -21,11 +22,14 @@ struct Shape {
   bool causal = false;
   int64_t window = 0;
   bool holes = false;
+  int64_t reach = -1;  // of a bias by distance; -1: none
+  double softcap = 0;
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << s.queries.size() << " sequences, first " << s.queries[0] << " x " << s.keys[0] << ", H" << s.heads
-             << " Hkv" << s.kv_heads << " d" << s.width << (s.causal ? " causal" : "") << " window " << s.window;
+             << " Hkv" << s.kv_heads << " d" << s.width << (s.causal ? " causal" : "") << " window " << s.window
+             << " reach " << s.reach << " softcap " << s.softcap;
 }
 
 Tensor offsets(const std::vector<int64_t>& lengths) {
@@ -33,14 +37,21 @@ Tensor offsets(const std::vector<int64_t>& lengths) {
 }
 
 struct Inputs {
-  Tensor q, k, v, keep;
+  Tensor q, k, v, bias, keep;
+
+  std::vector<Tensor*> floats() {
+    std::vector<Tensor*> all = {&q, &k, &v};
+    if (bias.defined()) all.push_back(&bias);
+    return all;
+  }
 };
 
 Inputs make_inputs(const Shape& s) {
   const Tensor first_q = offsets(s.queries), first_k = offsets(s.keys);
   const int64_t nq = first_q[-1].item<int64_t>(), nk = first_k[-1].item<int64_t>();
   Inputs in{torch::randn({nq, s.heads, s.width}), torch::randn({nk, s.kv_heads, s.width}),
-            torch::randn({nk, s.kv_heads, s.width}), Tensor()};
+            torch::randn({nk, s.kv_heads, s.width}), Tensor(), Tensor()};
+  if (s.reach >= 0) in.bias = torch::randn({s.heads, 2 * s.reach + 1});
   if (s.holes) in.keep = torch::rand({nk}) > 0.4;
   return in;
 }
@@ -48,26 +59,35 @@ Inputs make_inputs(const Shape& s) {
 std::tuple<Tensor, Tensor> run(const Inputs& in, const Shape& s) {
   return ops::varlen_attention(in.q, in.k, in.v, offsets(s.queries), offsets(s.keys), s.causal,
                                s.window > 0 ? std::make_optional(s.window) : std::nullopt, 0.4,
-                               in.keep.defined() ? std::make_optional(in.keep) : std::nullopt);
+                               in.keep.defined() ? std::make_optional(in.keep) : std::nullopt,
+                               in.bias.defined() ? std::make_optional(in.bias) : std::nullopt,
+                               s.softcap > 0 ? std::make_optional(s.softcap) : std::nullopt);
 }
 
 /// o, e^lse of what sees something, and the gradients of a weighted sum of both.
 std::vector<Tensor> results(const Inputs& in, const Shape& s, bool fused) {
   Inputs leaves = in;
-  for (Tensor* t : {&leaves.q, &leaves.k, &leaves.v}) *t = t->detach().clone().requires_grad_(true);
+  std::vector<Tensor> inputs;
+  for (Tensor* t : leaves.floats()) inputs.push_back(*t = t->detach().clone().requires_grad_(true));
   ops::set_fused_enabled(fused);
   const auto [o, lse] = run(leaves, s);
   torch::manual_seed(3);
   const Tensor seen = lse.masked_fill(lse.isneginf(), 0);
   const Tensor loss = (o * torch::randn(o.sizes())).sum() + (seen * torch::randn(seen.sizes())).sum();
-  auto all = torch::autograd::grad({loss}, {leaves.q, leaves.k, leaves.v}, {}, {}, false, /*allow_unused=*/true);
+  auto all = torch::autograd::grad({loss}, inputs, {}, {}, false, /*allow_unused=*/true);
   ops::set_fused_enabled(true);
-  for (size_t i = 0; i < 3; ++i) {
-    if (!all[i].defined()) all[i] = torch::zeros_like(i == 0 ? in.q : in.k);
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!all[i].defined()) all[i] = torch::zeros_like(inputs[i]);
   }
   all.push_back(o.detach());
   all.push_back(lse.detach().exp());
   return all;
+}
+
+/// The reference's results in float64.
+std::vector<Tensor> exact_results(Inputs in, const Shape& s) {
+  for (Tensor* t : in.floats()) *t = t->to(torch::kFloat64);
+  return results(in, s, false);
 }
 
 /// Runs `check` under every SIMD target that this machine has.
@@ -105,6 +125,67 @@ INSTANTIATE_TEST_SUITE_P(
                     Shape{{64}, {96}, 1, 1, 1}, Shape{{0}, {0}, 2, 2, 4}, Shape{{130}, {200}, 2, 1, 9, true, 40, true},
                     Shape{{1100}, {1100}, 1, 1, 8, true}));
 
+class FusedVarlenBias : public testing::TestWithParam<Shape> {};
+
+TEST_P(FusedVarlenBias, EqualsTheReferenceInFloat64OnEveryTarget) {
+  torch::manual_seed(12);
+  const Inputs in = make_inputs(GetParam());
+  const auto want = exact_results(in, GetParam());
+  on_every_target([&] {
+    const auto got = results(in, GetParam(), true);
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < want.size(); ++i) expect_near(got[i], want[i], 3e-5, "result " + std::to_string(i));
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, FusedVarlenBias,
+                         testing::Values(Shape{{7, 1, 12, 4}, {7, 1, 12, 4}, 3, 3, 8, true, 0, false, 3},
+                                         Shape{{300}, {300}, 2, 2, 32, true, 0, false, 299},
+                                         Shape{{300}, {300}, 2, 1, 20, true, 0, false, 40},
+                                         Shape{{300, 70}, {300, 70}, 2, 2, 20, false, 0, false, 100},
+                                         Shape{{200, 5}, {260, 9}, 4, 2, 16, true, 64, false, 80},
+                                         Shape{{65, 0, 130}, {65, 3, 130}, 2, 2, 9, false, 0, true, 5},
+                                         Shape{{77}, {20}, 2, 1, 12, true, 0, false, 10},
+                                         Shape{{77}, {20}, 2, 1, 12, false, 0, false, 90},
+                                         Shape{{1}, {150}, 2, 2, 16, true, 0, false, 0},
+                                         Shape{{1100}, {1100}, 1, 1, 8, true, 0, false, 200},
+                                         Shape{{90, 30}, {90, 30}, 2, 1, 16, true, 0, true, -1, 1.5},
+                                         Shape{{130, 9}, {70, 20}, 2, 2, 24, false, 0, false, 33, 3.0}));
+
+TEST(VarlenAttention, ABiasByDistanceIsThatOfEveryPair) {
+  torch::manual_seed(13);
+  const Shape s{{6, 9}, {6, 9}, 2, 2, 5, true, 0, false, 3};
+  const Inputs in = make_inputs(s);
+  const Tensor o = std::get<0>(run(in, s));
+  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 6}, {6, 9}}) {
+    for (int64_t h = 0; h < 2; ++h) {
+      const auto part = [&](const Tensor& t) { return t.narrow(0, first, count).select(1, h); };
+      Tensor scores = 0.4 * torch::matmul(part(in.q), part(in.k).t());
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t j = 0; j < count; ++j) {
+          scores[i][j] += in.bias[h][std::clamp<int64_t>(j - i, -3, 3) + 3];
+          if (j > i) scores[i][j].fill_(-std::numeric_limits<float>::infinity());
+        }
+      }
+      expect_near(part(o), torch::matmul(scores.softmax(1), part(in.v)), 1e-5, "by hand");
+    }
+  }
+}
+
+TEST(VarlenAttention, ABiasOfMinusInfinityHides) {
+  torch::manual_seed(14);
+  const Shape s{{50}, {50}, 2, 2, 8, false, 0, false, 60};
+  Inputs in = make_inputs(s);
+  in.bias.narrow(1, 61, 60).fill_(-std::numeric_limits<float>::infinity());  // keys behind the query
+  Inputs plain = in;
+  plain.bias = torch::constant_pad_nd(in.bias.narrow(1, 0, 61), {0, 60});
+  const Shape causal{{50}, {50}, 2, 2, 8, true, 0, false, 60};
+  on_every_target([&] {
+    const auto got = results(in, s, true), want = results(plain, causal, true);
+    for (size_t i = 0; i < want.size(); ++i) expect_near(got[i], want[i], 1e-5, "result " + std::to_string(i));
+  });
+}
+
 TEST(VarlenAttention, RandomShapesEqualTheReference) {
   torch::manual_seed(4);
   const auto random = [](int64_t low, int64_t high) { return torch::randint(low, high + 1, {1}).item<int64_t>(); };
@@ -116,6 +197,8 @@ TEST(VarlenAttention, RandomShapesEqualTheReference) {
     s.causal = random(0, 1) == 1;
     s.window = s.causal && random(0, 1) == 1 ? random(1, 100) : 0;
     s.holes = random(0, 2) == 0;
+    s.reach = random(0, 2) == 0 ? random(0, 150) : -1;
+    s.softcap = random(0, 3) == 0 ? 2.5 : 0;
     for (int64_t r = random(1, 4); r > 0; --r) {
       s.queries.push_back(random(0, 140));
       s.keys.push_back(random(0, 1) == 1 ? s.queries.back() : random(0, 140));
@@ -129,7 +212,7 @@ TEST(VarlenAttention, RandomShapesEqualTheReference) {
 
 TEST(VarlenAttention, TakesStridedRowsAndDoesNotDependOnTheNumberOfThreads) {
   torch::manual_seed(5);
-  const Shape s{{700, 90}, {700, 90}, 4, 2, 24, true};
+  const Shape s{{700, 90}, {700, 90}, 4, 2, 24, true, 0, false, 300};
   Inputs in = make_inputs(s);
   const auto want = results(in, s, true);
   for (Tensor* t : {&in.q, &in.k, &in.v}) *t = t->permute({1, 2, 0}).contiguous().permute({2, 0, 1});
@@ -175,18 +258,19 @@ TEST(VarlenAttention, ANaNReachesWhoSeesItAndNobodyElse) {
 }
 
 TEST(VarlenAttention, SecondDerivativesAreThoseOfTheReference) {
-  const Shape s{{5, 9}, {5, 9}, 2, 1, 6, true};
+  const Shape s{{5, 9}, {5, 9}, 2, 1, 6, true, 0, false, 4, 3.0};
   const auto second = [&](bool fused) {
     torch::manual_seed(8);
     Inputs in = make_inputs(s);
-    for (Tensor* t : {&in.q, &in.k, &in.v}) t->requires_grad_(true);
+    std::vector<Tensor> inputs;
+    for (Tensor* t : in.floats()) inputs.push_back(t->requires_grad_(true));
     ops::set_fused_enabled(fused);
     const auto [o, lse] = run(in, s);
-    const auto first = torch::autograd::grad({o.pow(2).sum() + lse.sum()}, {in.q, in.k, in.v}, {}, true, true);
+    const auto first = torch::autograd::grad({o.pow(2).sum() + lse.sum()}, inputs, {}, true, true);
     Tensor norm = torch::zeros({});
     for (const Tensor& g : first) norm = norm + g.pow(2).sum();
     ops::set_fused_enabled(true);
-    return torch::autograd::grad({norm}, {in.q, in.k, in.v});
+    return torch::autograd::grad({norm}, inputs);
   };
   const auto want = second(false), got = second(true);
   for (size_t i = 0; i < want.size(); ++i) expect_near(got[i], want[i], 1e-4, "second derivative");
@@ -213,19 +297,20 @@ TEST(VarlenAttention, TakesBfloat16AndSumsInFloat32) {
 
 TEST(VarlenAttention, ReferenceHoldsInFloat64AgainstFiniteDifferences) {
   torch::manual_seed(10);
-  const Shape s{{3, 4}, {5, 4}, 2, 1, 3, true, 3};
+  const Shape s{{3, 4}, {5, 4}, 2, 1, 3, true, 3, false, 2, 4.0};
   Inputs in = make_inputs(s);
-  for (Tensor* t : {&in.q, &in.k, &in.v}) *t = t->to(torch::kFloat64).requires_grad_(true);
+  std::vector<Tensor> inputs;
+  for (Tensor* t : in.floats()) inputs.push_back(*t = t->to(torch::kFloat64).requires_grad_(true));
   const auto loss = [&] {
     const auto [o, lse] = run(in, s);
     return o.pow(2).sum() + (lse.masked_fill(lse.isneginf(), 0) * 0.3).sum();
   };
-  const auto gradients = torch::autograd::grad({loss()}, {in.q, in.k, in.v});
+  const auto gradients = torch::autograd::grad({loss()}, inputs);
   const torch::NoGradGuard no_grad;
   constexpr double kStep = 1e-5;
-  for (size_t t = 0; t < 3; ++t) {
-    Tensor flat = (t == 0 ? in.q : t == 1 ? in.k : in.v).view({-1});
-    for (int64_t i = 0; i < flat.numel(); i += 5) {
+  for (size_t t = 0; t < inputs.size(); ++t) {
+    Tensor flat = inputs[t].view({-1});
+    for (int64_t i = 0; i < flat.numel(); i += t == 3 ? 1 : 5) {
       flat[i] += kStep;
       const double up = loss().item<double>();
       flat[i] -= 2 * kStep;
@@ -287,6 +372,10 @@ TEST(VarlenAttention, RefusesWrongShapesAndOffsets) {
   refused(q, k, k, first, first, false, 3);
   refused(q, k, k, first, first, true, 0);
   refused(q, k, k, first, first, true, {}, torch::ones({5}, torch::kBool));
+  for (const Tensor& bias : {torch::randn({4, 6}), torch::randn({2, 5}), torch::ones({4, 5}, torch::kInt64)}) {
+    EXPECT_THROW(ops::varlen_attention(q, k, k, first, first, false, {}, {}, {}, bias), UsageError);
+  }
+  EXPECT_THROW(ops::varlen_attention(q, k, k, first, first, false, {}, {}, {}, {}, 0.0), UsageError);
 }
 
 }  // namespace

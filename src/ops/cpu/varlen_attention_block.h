@@ -14,10 +14,13 @@ struct QueryBlock {
   const float *q, *k, *v;  // [rows, padded], [keys, padded] twice
   const bool* keep;        // [keys], null: all keys are real
   int64_t rows, keys, width, padded;
-  int64_t place;  // causal: query i stands at key i + place
+  int64_t place;  // query i stands at key i + place
   bool causal;
   int64_t window;  // 0: none
   float scale;
+  const float* bias;  // [2 reach + 1], entry reach + i + place - j, cut off, in exponents of 2; null: none
+  int64_t reach;
+  float softcap;  // in exponents of 2; 0: none
 
   bool windowed() const { return causal && window > 0; }
   /// Rows first .. end - 1 see key j.
@@ -35,6 +38,8 @@ struct GradientBlock : QueryBlock {
   int64_t step = 0;                              // between rows of lse and delta
   float *dk = nullptr, *dv = nullptr;            // [keys, padded], added to; dk lacks the factor `scale`
   float* dq = nullptr;                           // [rows, padded], written
+  float* d_bias = nullptr;                       // added to: that of row i and key j at i + place - j + origin
+  int64_t origin = 0;
 };
 
 }  // namespace seqloom::ops::cpu

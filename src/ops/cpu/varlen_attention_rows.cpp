@@ -1,6 +1,7 @@
 #include "ops/cpu/varlen_attention_rows.h"
 
 #include <algorithm>
+#include <numbers>
 
 namespace seqloom::ops::cpu {
 
@@ -20,6 +21,8 @@ VarlenRows::VarlenRows(const torch::Tensor& queries, const torch::Tensor& keys, 
       k(by_head(keys)),
       v(by_head(values)),
       rule_(rule),
+      // turned round, so that queries' entries lie in their order
+      bias_(rule.bias.defined() ? rule.bias.flip(1) * std::numbers::log2e : torch::Tensor()),
       width_(queries.size(2)),
       first_q_(rule.first_q.const_data_ptr<int64_t>()),
       first_k_(rule.first_k.const_data_ptr<int64_t>()) {}
@@ -43,10 +46,13 @@ QueryBlock VarlenRows::queries(int64_t sequence, int64_t head, int64_t first, in
   b.keys = keys;
   b.width = width_;
   b.padded = padded();
-  b.place = first + keys - count;
+  b.place = first + (rule_.causal ? keys - count : 0);
   b.causal = rule_.causal;
   b.window = rule_.window;
   b.scale = static_cast<float>(rule_.scale);
+  b.bias = bias_.defined() ? bias_.const_data_ptr<float>() + head * bias_.size(1) : nullptr;
+  b.reach = bias_.defined() ? bias_.size(1) / 2 : 0;
+  b.softcap = static_cast<float>(rule_.softcap * std::numbers::log2e);
   return b;
 }
 
@@ -58,7 +64,9 @@ std::vector<VarlenTask> VarlenRows::tasks(int64_t rows) const {
       const int64_t last = std::min(count, first + rows);
       const QueryBlock b = queries(s, 0, first, last);
       const int64_t cost = (last - first) * (b.end_key(b.rows / 2) - b.first_key(b.rows / 2));
-      for (int64_t head = 0; head < q.size(0); ++head) all.push_back({s, head, first, last, cost});
+      for (int64_t head = 0; head < q.size(0); ++head) {
+        all.push_back({s, head, first, last, cost, static_cast<int64_t>(all.size())});
+      }
     }
   }
   return all;

@@ -11,6 +11,7 @@ namespace seqloom::ops::cpu {
 /// Queries [first, last) of one head of one sequence.
 struct VarlenTask {
   int64_t sequence, head, first, last, cost;
+  int64_t index;  // among all tasks
 };
 
 /// A head's rows beside each other: x [N, H, d] -> [H, N, padded] float32, zeros in the padding.
@@ -37,6 +38,7 @@ class VarlenRows {
   QueryBlock queries(int64_t sequence, int64_t head, int64_t first, int64_t last) const;
 
   VarlenRule rule_;
+  torch::Tensor bias_;
   int64_t width_;
   const int64_t *first_q_, *first_k_;
 };

@@ -83,11 +83,47 @@ inline void Hide(const QueryBlock& b, int64_t first, int64_t last, const ColumnR
   }
 }
 
+/// Keys of a tile, at most.
+constexpr int64_t kTileKeys = 2 * kStrip;
+
+/// Adds the bias: along a key's row its entries lie as the queries do.
+inline void AddBias(const QueryBlock& b, int64_t first, int64_t last, const ColumnRange& columns, float* scores) {
+  HWY_ALIGN float strip[kQueries + kTileKeys];
+  const int64_t low = b.reach + b.place + columns.begin - (last - 1), most = 2 * b.reach;
+  const int64_t count = columns.end - columns.begin + last - first - 1;
+  const float* from = strip;
+  if (low >= 0 && low + count <= most + 1) {
+    from = b.bias + low;
+  } else {
+    for (int64_t x = 0; x < count; ++x) strip[x] = b.bias[HWY_MIN(HWY_MAX(low + x, int64_t{0}), most)];
+  }
+  for (int64_t j = first; j < last; ++j, scores += kQueries) {
+    const float* row = from + last - 1 - j - columns.begin;
+    for (int64_t i = columns.begin; i < columns.end; i += kTileLanes) {
+      hn::Store(hn::Add(hn::Load(kTileTag, scores + i), hn::LoadU(kTileTag, row + i)), kTileTag, scores + i);
+    }
+  }
+}
+
+/// c tanh(s / c) = c - 2 c / (1 + e^{2 s / c}), all in exponents of 2.
+inline void CapScores(float cap, int64_t keys, const ColumnRange& columns, float* scores) {
+  const TileVector c = hn::Set(kTileTag, cap), one = hn::Set(kTileTag, 1.0f);
+  const TileVector slope = hn::Set(kTileTag, 2 * kLog2E / cap), twice = hn::Set(kTileTag, 2 * cap);
+  for (int64_t j = 0; j < keys; ++j, scores += kQueries) {
+    for (int64_t i = columns.begin; i < columns.end; i += kTileLanes) {
+      const TileVector e = Exp2(kTileTag, hn::Mul(slope, hn::Load(kTileTag, scores + i)));
+      hn::Store(hn::Sub(c, hn::Div(twice, hn::Add(one, e))), kTileTag, scores + i);
+    }
+  }
+}
+
 /// scores [last - first, kQueries] of the keys [first, last), in the given columns; queries [padded, kQueries].
 inline void Scores(const QueryBlock& b, const float* queries, int64_t first, int64_t last, const ColumnRange& columns,
                    float* scores) {
   TileProduct({b.k + first * b.padded, static_cast<size_t>(b.padded), 1}, queries + columns.begin, kQueries,
               scores + columns.begin, kQueries, last - first, b.width, columns.end - columns.begin, /*add=*/false);
+  if (b.bias != nullptr) AddBias(b, first, last, columns, scores);
+  if (b.softcap > 0) CapScores(b.softcap, last - first, columns, scores);
   Hide(b, first, last, columns, scores);
 }
 
