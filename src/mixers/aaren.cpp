@@ -68,7 +68,8 @@ Tensor Aaren::finish(const Tensor& o) {
 Tensor Aaren::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
   const auto mask = keep.defined() ? std::make_optional(keep.unsqueeze(1)) : std::nullopt;
-  const auto [o, state] = ops::prefix_softmax_scan(scores(x), values(x), mask, partial(memory));
+  const auto [o, state] =
+      ops::prefix_softmax_scan(scores(x), values(x), mask, partial(memory), pass.layout.cu_seqlens());
   store(state, memory);
   return finish(o);
 }

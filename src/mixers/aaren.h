@@ -34,6 +34,7 @@ class Aaren final : public ScannableMixer {
   static Config from_case(Config config, const std::map<std::string, std::vector<int64_t>>& shapes);
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory identity_element(int64_t batch) const override { return empty_memory(batch); }
   Memory element(const Tensor& x, Memory& memory, Pass& pass) override;

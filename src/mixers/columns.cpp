@@ -38,7 +38,7 @@ Columns::Columns(const Layout& layout, const Tensor& x)
       cu_seqlens_(layout.cu_seqlens()),
       keep_(kept(layout, batch_, tokens_)) {
   const auto indices = torch::TensorOptions(torch::kInt64).device(x.device());
-  counts_ = torch::full({batch_}, tokens_, indices);
+  counts_ = cu_seqlens_ ? cu_seqlens_->diff().to(x.device()) : torch::full({batch_}, tokens_, indices);
   if (keep_.defined()) arrange(torch::zeros({batch_, 1}, indices));
 }
 
@@ -67,6 +67,13 @@ void Columns::arrange(const Tensor& shift) {
   column_ = (keep_.cumsum(1) - 1 + shift_).clamp(0, size_ - 1);
 }
 
+Tensor Columns::place() const {
+  const Tensor places = torch::arange(size_, counts_.options());
+  if (!cu_seqlens_) return places.unsqueeze(0);
+  const Tensor first = cu_seqlens_->narrow(0, 0, counts_.size(0)).to(counts_.device());
+  return (places - first.repeat_interleave(counts_)).unsqueeze(0);
+}
+
 Tensor Columns::gather(const Tensor& x) const {
   return real_.defined() ? only(gathered(x, source_), real_) : x;
 }
@@ -87,8 +94,21 @@ Tensor Columns::last(const Tensor& joined, int64_t n) const {
   return gathered(joined, shift_ + counts_.unsqueeze(1) + torch::arange(n, shift_.options()));
 }
 
+Tensor Columns::slid_packed(const Tensor& earlier, const Tensor& fresh) const {
+  const int64_t rows = earlier.size(0), n = earlier.size(1);
+  const Tensor end = cu_seqlens_->narrow(0, 1, rows).to(fresh.device()).unsqueeze(1), count = counts_.unsqueeze(1);
+  const Tensor place = torch::arange(n, count.options());
+  const Tensor from_fresh = fresh[0].index_select(0, (end - n + place).clamp_min(0).flatten()).unflatten(0, {rows, n});
+  const Tensor from_earlier = gathered(earlier, (place + count).clamp_max(n - 1));
+  Tensor inside = place >= n - count;
+  for (int64_t d = 2; d < fresh.dim(); ++d) inside = inside.unsqueeze(-1);
+  return torch::where(inside, from_fresh.to(earlier.scalar_type()), from_earlier);
+}
+
 Tensor Columns::slid(const Tensor& earlier, const Tensor& fresh) const {
   const int64_t n = earlier.size(1);
+  if (n == 0) return earlier;
+  if (cu_seqlens_) return slid_packed(earlier, fresh);
   if (real_.defined()) return last(behind(earlier, fresh), n).to(earlier.scalar_type());
   const int64_t taken = std::min(n, size_);
   return torch::cat(
@@ -100,6 +120,26 @@ Tensor Columns::ended(const Tensor& cache) const {
   const Tensor unreal = size_ - shift_ - counts_.unsqueeze(1);  // columns behind a row's last real one, [B, 1]
   const Tensor place = torch::arange(cache.size(1), shift_.options()) - unreal;
   return only(gathered(cache, place.clamp_min(0)), place.ge(0));
+}
+
+Columns::Spread Columns::spread(const Tensor& x, int64_t gap) const {
+  std::vector<int64_t> behind(2 * x.dim() - 2, 0);
+  behind.back() = gap;
+  if (!cu_seqlens_) return {torch::constant_pad_nd(x, behind), torch::arange(size_, counts_.options()), Layout()};
+  const int64_t rows = cu_seqlens_->size(0) - 1;
+  const Tensor offsets = *cu_seqlens_ + gap * torch::arange(rows + 1);
+  const Tensor place = torch::arange(size_) + (gap * torch::arange(rows)).repeat_interleave(cu_seqlens_->diff());
+  auto shape = x.sizes().vec();
+  shape[1] = offsets[-1].item<int64_t>();
+  const Tensor nothing = torch::zeros(shape, x.options().requires_grad(false));
+  return {nothing.index_copy(1, place.to(x.device()), x), place.to(x.device()), Layout::packed(offsets)};
+}
+
+Tensor Columns::ahead(const Tensor& x, int64_t tokens,
+                      const std::function<Tensor(const Tensor&, const Layout&)>& f) const {
+  const Spread rows = spread(x, tokens);
+  const Tensor y = f(rows.x, rows.layout);
+  return cu_seqlens_ ? y.index_select(1, rows.place + tokens) : y.narrow(1, tokens, size_);
 }
 
 Tensor Columns::scatter(const Tensor& y) const {

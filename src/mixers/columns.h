@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 
 #include "base/torch.h"
@@ -26,7 +27,9 @@ class Columns {
   const torch::Tensor& real() const { return real_; }
   /// Where packed rows begin, which are columns as they are; none unless packed.
   const std::optional<torch::Tensor>& cu_seqlens() const { return cu_seqlens_; }
-  /// Real tokens of each row, [B] int64.
+  /// The place of each column in its row, [1, C] int64.
+  torch::Tensor place() const;
+  /// Real tokens of each row, [B] int64; of packed ones, [S].
   const torch::Tensor& counts() const { return counts_; }
 
   /// x [B, T, ...] -> [B, C, ...], zeros where nothing is real.
@@ -37,16 +40,27 @@ class Columns {
   /// Of what `behind` returned, the last n tokens that are real, or were earlier: [B, n, ...].
   torch::Tensor last(const torch::Tensor& joined, int64_t n) const;
   /// The last n tokens of `earlier` [B, n, ...] and the real ones of `fresh` [B, C, ...]: what a window of n tokens
-  /// holds behind them.
+  /// holds behind them; packed rows have one each, [S, n, ...].
   torch::Tensor slid(const torch::Tensor& earlier, const torch::Tensor& fresh) const;
   /// A cache [B, n, ...] to whose end the columns were appended, each row moved so that it ends with its last real
   /// token; zeros before.
   torch::Tensor ended(const torch::Tensor& cache) const;
+  /// Rows [B, C, ...] with `gap` zeros behind each, where their tokens are now, [C] int64, and the longer rows' layout.
+  struct Spread {
+    torch::Tensor x, place;
+    Layout layout;
+  };
+  Spread spread(const torch::Tensor& x, int64_t gap) const;
+  /// What a causal f(x, layout) gives when it stands `tokens` tokens further on, where zeros follow each row: y_t =
+  /// f(x)_{t + tokens}, [B, C, ...].
+  torch::Tensor ahead(const torch::Tensor& x, int64_t tokens,
+                      const std::function<torch::Tensor(const torch::Tensor&, const Layout&)>& f) const;
   /// y [B, C, ...] -> [B, T, ...]; zeros for padding.
   torch::Tensor scatter(const torch::Tensor& y) const;
 
  private:
   void arrange(const torch::Tensor& shift);
+  torch::Tensor slid_packed(const torch::Tensor& earlier, const torch::Tensor& fresh) const;
 
   int64_t batch_, tokens_, size_, phase_ = 0;
   std::optional<torch::Tensor> cu_seqlens_;

@@ -75,9 +75,14 @@ Memory Extractor::empty_memory(int64_t batch) const {
   return memory;
 }
 
-Tensor Extractor::extracted(const Tensor& before, const Tensor& x) const {
+Tensor Extractor::extracted(const Tensor& before, const Tensor& x, const Layout& layout) const {
   const bool matrices = options_.extract == "full";
   const int64_t longest = matrices ? 8 : 64;  // up to here the sum itself is faster than transforms
+  if (layout.is_packed() && (matrices || options_.context_length > longest)) {
+    // one row in which zeros keep the windows apart
+    const auto rows = Columns(layout, x).spread(x, window());
+    return extracted(before.narrow(0, 0, 1), rows.x, Layout()).index_select(1, rows.place);
+  }
   if (x.size(1) > 1 && options_.context_length > longest) return correlated(torch::cat({before, x}, 1), taps_);
   if (matrices) {
     const Tensor inputs = torch::cat({before, x}, 1).transpose(1, 2);
@@ -85,9 +90,10 @@ Tensor Extractor::extracted(const Tensor& before, const Tensor& x) const {
     return torch::conv1d(inputs, taps_).transpose(1, 2);
   }
   const Tensor taps = taps_.squeeze(1);  // [D or 1, L]
-  if (x.size(1) == 1) return (torch::cat({before, x}, 1) * taps.t()).sum(1, /*keepdim=*/true);
+  if (x.size(1) == 1 && before.size(0) == x.size(0))
+    return (torch::cat({before, x}, 1) * taps.t()).sum(1, /*keepdim=*/true);
   return std::get<0>(ops::causal_conv1d(x.transpose(1, 2), taps.expand({width(), -1}), {}, before.transpose(1, 2),
-                                        /*silu=*/false))
+                                        /*silu=*/false, layout.cu_seqlens()))
       .transpose(1, 2);
 }
 
@@ -104,7 +110,7 @@ Tensor Extractor::finish(const Tensor& e, const Tensor& x) {
 }
 
 Tensor Extractor::read(const Tensor& x, Memory& memory, Pass& pass) {
-  const int64_t batch = x.size(0);
+  const int64_t batch = pass.layout.sequences(x.size(0));
   const Tensor& count = memory.at("n");
   if (count.dim() > 1 || (count.dim() == 1 && count.size(0) != batch)) {
     misuse("the memory has n {}, expected [{}], the tokens that each row has read", fmt::streamed(count.sizes()),
@@ -112,9 +118,10 @@ Tensor Extractor::read(const Tensor& x, Memory& memory, Pass& pass) {
   }
   const Columns columns(pass.layout, x);
   const Tensor inputs = columns.gather(x), n = count.expand({batch});
-  const Tensor place = torch::arange(1, columns.size() + 1, n.options());
-  const Tensor seen = (n.unsqueeze(1) + place).clamp_max(options_.context_length);
-  const Tensor e = with_length_bias(extracted(before(x, memory), inputs), seen);
+  const Tensor place = columns.place() + 1;
+  const Tensor all = pass.layout.is_packed() ? place : n.unsqueeze(1) + place;  // packed rows have none before them
+  const Tensor seen = all.clamp_max(options_.context_length);
+  const Tensor e = with_length_bias(extracted(before(x, pass.layout, memory), inputs, pass.layout), seen);
   remember(inputs, columns, memory);
   memory["n"] = n + columns.counts();
   return finish(columns.scatter(e), x);
@@ -122,8 +129,10 @@ Tensor Extractor::read(const Tensor& x, Memory& memory, Pass& pass) {
 
 Tensor Extractor::seen_around(const Columns& columns) const {
   const int64_t left = current_tap(), right = window() - left;
-  const Tensor place = torch::arange(columns.size(), columns.counts().options()).unsqueeze(0);
-  const Tensor behind = (columns.counts().unsqueeze(1) - 1 - place).clamp(0, right);
+  const Tensor place = columns.place(), &counts = columns.counts();
+  const bool packed = columns.cu_seqlens().has_value();
+  const Tensor tokens = packed ? counts.repeat_interleave(counts).unsqueeze(0) : counts.unsqueeze(1);
+  const Tensor behind = (tokens - 1 - place).clamp(0, right);
   return place.clamp_max(left) + 1 + behind;
 }
 
@@ -132,9 +141,10 @@ Tensor Extractor::mix(const Tensor& x, Pass& pass) {
   // A window that ends `right` tokens behind its own is the causal window of that later token.
   const int64_t right = window() - current_tap();
   const Columns columns(pass.layout, x);
-  const Tensor before = torch::zeros({x.size(0), window(), width()}, x.options().requires_grad(false));
-  const Tensor later = extracted(before, torch::constant_pad_nd(columns.gather(x), {0, 0, 0, right}));
-  const Tensor e = later.narrow(1, right, columns.size());
+  const Tensor e = columns.ahead(columns.gather(x), right, [&](const Tensor& longer, const Layout& layout) {
+    const std::vector<int64_t> before = {layout.sequences(x.size(0)), window(), width()};
+    return extracted(torch::zeros(before, x.options().requires_grad(false)), longer, layout);
+  });
   return finish(columns.scatter(with_length_bias(e, seen_around(columns))), x);
 }
 

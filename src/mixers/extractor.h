@@ -44,13 +44,15 @@ class Extractor : public WindowMixer {
 
  protected:
   Tensor mix(const Tensor& x, Pass& pass) override;
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   void apply_element(const Memory& element, Memory& memory) override;
 
  private:
   void add_adjustment();
-  /// sum_j W_j x_{t-j}: before [B, L-1, D] are the inputs in front of x [B, T, D].
-  Tensor extracted(const Tensor& before, const Tensor& x) const;
+  /// sum_j W_j x_{t-j}: before [B, L-1, D] are the inputs in front of x [B, T, D]; in front of packed rows there are
+  /// zeros, [S, L-1, D].
+  Tensor extracted(const Tensor& before, const Tensor& x, const Layout& layout) const;
   /// seen [B, T], tokens in sight -> e + c.
   Tensor with_length_bias(const Tensor& e, const Tensor& seen) const;
   Tensor finish(const Tensor& e, const Tensor& x);

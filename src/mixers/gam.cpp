@@ -31,7 +31,7 @@ Tensor Gam::gated(const Tensor& local, const Tensor& x) {
 
 Tensor Gam::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Columns columns(pass.layout, x);
-  Tensor window = before(x, memory).transpose(1, 2);
+  Tensor window = before(x, pass.layout, memory).transpose(1, 2);
   const Tensor local = causal_conv_->forward(x, window, columns);
   remember(columns.gather(x), columns, memory);
   return gated(local, x);
@@ -42,9 +42,12 @@ Tensor Gam::mix(const Tensor& x, Pass& pass) {
   // A kernel that ends `right` tokens behind its own is the causal one of that later token.
   const int64_t right = window() - current_tap();
   const Columns columns(pass.layout, x);
-  Tensor nothing = causal_conv_->empty_window(x.size(0), x.options().requires_grad(false));
-  const Tensor local = causal_conv_->forward(torch::constant_pad_nd(columns.gather(x), {0, 0, 0, right}), nothing);
-  return gated(columns.scatter(local.narrow(1, right, columns.size())), x);
+  const Tensor local = columns.ahead(columns.gather(x), right, [&](const Tensor& longer, const Layout& layout) {
+    const int64_t rows = layout.sequences(x.size(0));
+    Tensor nothing = causal_conv_->empty_window(rows, x.options().requires_grad(false));
+    return causal_conv_->forward(longer, nothing, Columns(layout, longer));
+  });
+  return gated(columns.scatter(local), x);
 }
 
 std::optional<MatrixForm> Gam::matrix(const Tensor& x) {

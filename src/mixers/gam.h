@@ -39,6 +39,7 @@ class Gam final : public WindowMixer {
 
  protected:
   Tensor mix(const Tensor& x, Pass& pass) override;
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
 
  private:

@@ -53,7 +53,8 @@ Hgrn::Recurrence Hgrn::recurrence(const Tensor& x, const Layout& layout) {
 
 Tensor Hgrn::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Recurrence r = recurrence(x, pass.layout);
-  const auto [h, last] = ops::affine_scan(r.transition, r.input, torch::view_as_complex(memory["state"].contiguous()));
+  const auto [h, last] = ops::affine_scan(r.transition, r.input, torch::view_as_complex(memory["state"].contiguous()),
+                                          pass.layout.cu_seqlens());
   memory["state"] = torch::view_as_real(last);
   const Tensor parts = torch::cat({torch::real(h), torch::imag(h)}, -1);
   return out_proj_(norm_->forward(parts).to(x.scalar_type()) * torch::silu(gate_(x)));

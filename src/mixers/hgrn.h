@@ -34,6 +34,7 @@ class Hgrn final : public ScannableMixer {
   std::vector<Tensor> without_weight_decay() const override { return {theta_}; }
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory identity_element(int64_t batch) const override;
   Memory element(const Tensor& x, Memory& memory, Pass& pass) override;

@@ -53,7 +53,7 @@ struct Pass {
   torch::Tensor positions;  // [B, T] int64 or real; undefined: how many tokens stand before (token_positions.h)
   torch::Tensor context;    // [B, S, D], another sequence to attend to
   Layout context_layout;
-  std::map<std::string, torch::Tensor> values;  // handed from layer to layer, e.g. RWKV-7's first value
+  std::map<std::string, torch::Tensor> values;  // handed from layer to layer, [B, T, D] as x
   std::vector<torch::Tensor> losses;            // auxiliary losses that layers add, scalars
   /// Called with inner activations when set, layer by layer: "mixer.input" and "mixer.output" [B, T, D].
   std::function<void(const std::string&, const torch::Tensor&)> watch;

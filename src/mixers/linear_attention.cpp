@@ -1,6 +1,7 @@
 #include "mixers/linear_attention.h"
 
 #include "mixers/heads.h"
+#include "mixers/whole_sequences.h"
 #include "ops/gated_linear_attention.h"
 #include "ops/precision.h"
 
@@ -50,26 +51,12 @@ Tensor LinearAttention::finish(const Tensor& o) {
   return o_proj_(merge_heads(norm_ ? norm_->forward(o) : o));
 }
 
-namespace {
-
-/// Of k [B, T, H, K], the sum over the tokens of each sequence, [S, H, K].
-Tensor sums(const Tensor& k, const Layout& layout) {
-  if (!layout.is_packed()) return ops::widened(k).sum(1);
-  const Tensor row =
-      torch::arange(layout.sequences(1), layout.offsets().options()).repeat_interleave(layout.offsets().diff());
-  const Tensor tokens = ops::widened(k).squeeze(0);
-  return torch::zeros({layout.sequences(1), k.size(2), k.size(3)}, tokens.options())
-      .index_add(0, row.to(k.device()), tokens);
-}
-
-}  // namespace
-
 Tensor LinearAttention::read(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v] = project(x, pass.layout);
   if (!options_.normalize) {
     const auto [o, S] = ops::gated_linear_attention(q, k, v, {}, options_.scale, memory["S"], pass.layout.cu_seqlens());
     memory["S"] = S;
-    memory["z"] = memory["z"] + sums(k, pass.layout);
+    memory["z"] = memory["z"] + sequence_sums(ops::widened(k), pass.layout);
     return finish(o);
   }
   const auto [o, S, z] = ops::normalized_gated_linear_attention(q, k, v, {}, options_.scale, options_.eps, memory["S"],
@@ -83,11 +70,10 @@ Tensor LinearAttention::mix(const Tensor& x, Pass& pass) {
   if (options_.causal) return ScannableMixer::mix(x, pass);
   const auto [q, k, v] = project(x, pass.layout);
   const Tensor queries = ops::widened(q) * options_.scale;
-  const Tensor S = torch::einsum("bthk,bthv->bhkv", {ops::widened(k), ops::widened(v)});
-  Tensor o = torch::einsum("bthk,bhkv->bthv", {queries, S});
+  Tensor o = read_by_sequence(queries, sequence_products(ops::widened(k), ops::widened(v), pass.layout), pass.layout);
   if (options_.normalize) {
-    const Tensor z = ops::widened(k).sum(1);
-    o = o / (torch::einsum("bthk,bhk->bth", {queries, z}) + options_.eps).unsqueeze(-1);
+    const Tensor z = sequence_sums(ops::widened(k), pass.layout).unsqueeze(-1);
+    o = o / (read_by_sequence(queries, z, pass.layout) + options_.eps);
   }
   return finish(o.to(x.scalar_type()));
 }

@@ -49,7 +49,7 @@ class LinearAttention final : public ScannableMixer {
 
  protected:
   Tensor mix(const Tensor& x, Pass& pass) override;
-  bool takes_packed() const override { return options_.causal; }
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   Memory identity_element(int64_t batch) const override { return empty_memory(batch); }
   Memory element(const Tensor& x, Memory& memory, Pass& pass) override;

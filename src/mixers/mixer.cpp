@@ -47,8 +47,10 @@ Tensor Mixer::forward(const Tensor& x, Pass& pass) {
   if (takes_packed()) return mix(x, pass);
   const Layout packed = pass.layout;
   pass.layout = packed.unpacked();
+  for (auto& [name, value] : pass.values) value = packed.unpack(value);
   const Tensor y = mix(packed.unpack(x), pass);
   pass.layout = packed;
+  for (auto& [name, value] : pass.values) value = packed.pack(value);
   return packed.pack(y);
 }
 

@@ -3,6 +3,8 @@
 #include "blocks/positions.h"
 #include "mixers/heads.h"
 #include "mixers/token_positions.h"
+#include "mixers/whole_sequences.h"
+#include "ops/affine_scan.h"
 #include "ops/gated_linear_attention.h"
 #include "ops/precision.h"
 
@@ -19,6 +21,25 @@ Tensor split_by_sign(const Tensor& magnitude, const Tensor& x) {
 /// Both halves of features [B, T, H, 2K] by the same angles [..., T, K/2].
 Tensor turned(const Tensor& features, const Tensor& angles) {
   return rotate(features.unflatten(-1, {2, -1}), angles.unsqueeze(-2).unsqueeze(-2), "interleaved").flatten(-2);
+}
+
+/// `before` and the sums of x up to each token, with it; and the last ones. x [B, T, ...], before [B or S, ...].
+std::pair<Tensor, Tensor> running_sums(const Tensor& x, const Tensor& before, const std::optional<Tensor>& cu_seqlens) {
+  if (cu_seqlens) {
+    const auto [sums, last] = ops::affine_scan(torch::ones_like(x), x, before, cu_seqlens);
+    return {sums, last};
+  }
+  const Tensor sums = before.unsqueeze(1) + x.cumsum(1);
+  return {sums, sums.select(1, sums.size(1) - 1)};
+}
+
+/// Real tokens that each token's row has read up to it, with it: [B, T].
+Tensor tokens_seen(const Tensor& x, const Layout& layout, const Memory& memory) {
+  if (layout.is_packed()) return counted_positions(x, layout) + 1;
+  const Tensor keep = layout.keep(x.size(0), x.size(1));
+  const auto counts = torch::TensorOptions(torch::kInt64).device(x.device());
+  const Tensor real = keep.defined() ? keep.to(torch::kInt64) : torch::ones({x.size(0), x.size(1)}, counts);
+  return memory.counts(x).unsqueeze(1) + real.cumsum(1);
 }
 
 }  // namespace
@@ -113,10 +134,11 @@ Nalaformer::Projected Nalaformer::project(const Tensor& x, const Tensor& keep, c
 Tensor Nalaformer::lepe(const Tensor& v, const Columns& columns) {
   if (options_.lepe_kernel == 0) return {};
   if (conv1d_) {  // the causal convolution of a sequence that goes on, seen half a kernel later
-    Tensor window = conv1d_->empty_window(v.size(0), v.options().requires_grad(false));
-    const int64_t ahead = options_.lepe_kernel / 2;
-    const Tensor y = conv1d_->forward(torch::constant_pad_nd(columns.gather(v), {0, 0, 0, ahead}), window);
-    return columns.scatter(y.narrow(1, ahead, columns.size()));
+    const auto convolved = [&](const Tensor& longer, const Layout& layout) {
+      Tensor window = conv1d_->empty_window(layout.sequences(v.size(0)), v.options().requires_grad(false));
+      return conv1d_->forward(longer, window, Columns(layout, longer));
+    };
+    return columns.scatter(columns.ahead(columns.gather(v), options_.lepe_kernel / 2, convolved));
   }
   return conv2d_->forward(v, *options_.width);
 }
@@ -130,17 +152,16 @@ Tensor Nalaformer::finish(const Tensor& o, const Tensor& lepe, const Tensor& gat
 Tensor Nalaformer::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
   const Projected p = project(x, keep, angles(x, token_positions(x, pass, memory)));
+  const auto cu_seqlens = pass.layout.cu_seqlens();
   const auto [numerator, S] = ops::gated_linear_attention(
-      p.q_turned, p.k_turned, split_heads(ops::widened(p.v), options_.heads), {}, 1, memory["S"]);
-  const Tensor z = memory["z"].unsqueeze(1) + p.k.cumsum(1);
-
-  const Tensor real = keep.defined() ? keep.to(torch::kInt64) : torch::ones({x.size(0), x.size(1)}, torch::kInt64);
-  const Tensor seen = memory.counts(x).unsqueeze(1) + real.to(x.device()).cumsum(1);
+      p.q_turned, p.k_turned, split_heads(ops::widened(p.v), options_.heads), {}, 1, memory["S"], cu_seqlens);
+  const auto [z, last_z] = running_sums(p.k, memory["z"], cu_seqlens);
   // padding before the first token has seen none: a 0 would make its unused output NaN, and so the gradients
-  const Tensor normaliser = (p.q * z).sum(-1) + options_.eps * seen.clamp_min(1).unsqueeze(-1);
+  const Tensor seen = tokens_seen(x, pass.layout, memory).clamp_min(1);
+  const Tensor normaliser = (p.q * z).sum(-1) + options_.eps * seen.unsqueeze(-1);
 
   memory["S"] = S;
-  memory["z"] = z.select(1, z.size(1) - 1);
+  memory["z"] = last_z;
   const Tensor lepe = conv1d_ ? conv1d_->forward(p.v, memory["lepe"], Columns(pass.layout, x)) : Tensor();
   return finish(numerator / normaliser.unsqueeze(-1), lepe, p.gate);
 }
@@ -149,12 +170,12 @@ Tensor Nalaformer::mix(const Tensor& x, Pass& pass) {
   if (options_.causal) return ScannableMixer::mix(x, pass);
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
   const Projected p = project(x, keep, angles(x, token_positions(x, pass)));
-  const Tensor S = torch::einsum("bthk,bthv->bhkv", {p.k_turned, split_heads(ops::widened(p.v), options_.heads)});
-  const Tensor tokens = keep.defined() ? keep.sum(1).clamp_min(1).view({-1, 1, 1})
-                                       : torch::full({1, 1, 1}, x.size(1), x.options().dtype(torch::kInt64));
-  const Tensor normaliser = torch::einsum("bthk,bhk->bth", {p.q, p.k.sum(1)}) + options_.eps * tokens;
-  const Tensor o = torch::einsum("bthk,bhkv->bthv", {p.q_turned, S}) / normaliser.unsqueeze(-1);
-  return finish(o, lepe(p.v, Columns(pass.layout, x)), p.gate);
+  const Columns columns(pass.layout, x);
+  const Tensor S = sequence_products(p.k_turned, split_heads(ops::widened(p.v), options_.heads), pass.layout);
+  const Tensor z = sequence_sums(p.k, pass.layout).unsqueeze(-1);
+  const Tensor tokens = at_tokens(columns.counts().clamp_min(1).view({-1, 1, 1}), pass.layout);
+  const Tensor normaliser = read_by_sequence(p.q, z, pass.layout) + options_.eps * tokens;
+  return finish(read_by_sequence(p.q_turned, S, pass.layout) / normaliser, lepe(p.v, columns), p.gate);
 }
 
 std::optional<MatrixForm> Nalaformer::matrix(const Tensor& x) {

@@ -66,6 +66,8 @@ class Nalaformer final : public ScannableMixer {
 
  protected:
   Tensor mix(const Tensor& x, Pass& pass) override;
+  /// An image is a row of a batch.
+  bool takes_packed() const override { return options_.layout != "2d"; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   int64_t reach() const override { return std::max<int64_t>(0, options_.lepe_kernel - 1); }
   std::vector<std::string> context() const override;

@@ -48,7 +48,7 @@ Memory Rwkv6::empty_memory(int64_t batch) const {
 
 Rwkv6::Projected Rwkv6::project(const Tensor& x, Memory& memory, const Layout& layout) {
   const Tensor keep = layout.keep(x.size(0), x.size(1));
-  const Tensor change = previous_tokens(x, memory["shift"], keep) - x;
+  const Tensor change = previous_tokens(x, memory["shift"], layout) - x;
   const auto ranks = split_heads(torch::tanh(mix_down_(torch::addcmul(x, change, mu_))), 5);  // [B, T, 5, R]
   const Tensor up = mix_up_->weight.view({width(), 5, options_.proj_low_rank_dim});
   const auto mixes = (torch::einsum("btnr,dnr->btnd", {ranks, up}) + x_bias_).unbind(2);  // for r, w, k, v, g
@@ -73,7 +73,7 @@ Tensor Rwkv6::finish(const Tensor& o, const Tensor& gate) {
 
 Tensor Rwkv6::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = project(x, memory, pass.layout);
-  const auto [o, S] = ops::rwkv6(p.r, p.k, p.v, p.w, bonus_, memory["S"]);
+  const auto [o, S] = ops::rwkv6(p.r, p.k, p.v, p.w, bonus_, memory["S"], pass.layout.cu_seqlens());
   memory["S"] = S;
   return finish(o, p.gate);
 }

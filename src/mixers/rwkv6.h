@@ -45,6 +45,7 @@ class Rwkv6 final : public ScannableMixer {
   std::vector<Tensor> without_weight_decay() const override { return {x_bias_, bonus_}; }
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   int64_t reach() const override { return 1; }
   std::vector<std::string> context() const override { return {"shift"}; }

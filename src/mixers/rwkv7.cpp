@@ -75,7 +75,7 @@ Tensor Rwkv7::values(const Tensor& mixed, Pass& pass) {
 Rwkv7::Projected Rwkv7::project(const Tensor& x, Memory& memory, Pass& pass) {
   constexpr double kFastest = -0.6065306597126334;  // -e^{-1/2}: no channel forgets more than 45 % a token
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
-  const Tensor change = previous_tokens(x, memory["shift"], keep) - x;
+  const Tensor change = previous_tokens(x, memory["shift"], pass.layout) - x;
   const auto mixed = [&](const Tensor& mix) { return torch::addcmul(x, change, mix); };
   const auto by_head = [&](const Tensor& y) { return split_heads(y, heads_); };
 
@@ -111,7 +111,7 @@ Tensor Rwkv7::finish(const Tensor& o, const Projected& p) {
 
 Tensor Rwkv7::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Projected p = project(x, memory, pass);
-  const auto [o, S] = ops::rwkv7(p.r, p.w, p.k, p.v, p.a, p.b, memory["S"]);
+  const auto [o, S] = ops::rwkv7(p.r, p.w, p.k, p.v, p.a, p.b, memory["S"], pass.layout.cu_seqlens());
   memory["S"] = S;
   return finish(o, p);
 }

@@ -50,6 +50,7 @@ class Rwkv7 final : public ScannableMixer {
   std::vector<Tensor> without_weight_decay() const override { return {r_k_}; }
 
  protected:
+  bool takes_packed() const override { return true; }
   Tensor read(const Tensor& x, Memory& memory, Pass& pass) override;
   int64_t reach() const override { return 1; }
   std::vector<std::string> context() const override { return {"shift"}; }

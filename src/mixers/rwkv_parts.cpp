@@ -7,7 +7,24 @@ namespace seqloom {
 
 using torch::Tensor;
 
-Tensor previous_tokens(const Tensor& x, Tensor& shift, const Tensor& keep) {
+namespace {
+
+Tensor previous_packed_tokens(const Tensor& x, Tensor& shift, const Tensor& offsets) {
+  const int64_t rows = offsets.size(0) - 1, tokens = x.size(1);
+  const Tensor line = torch::cat({shift.to(x.scalar_type()), x[0]});  // [S + N, D]
+  const Tensor first = offsets.narrow(0, 0, rows), end = offsets.narrow(0, 1, rows), row = torch::arange(rows);
+  const Tensor some = end > first;
+  Tensor before = torch::arange(rows - 1, rows + tokens - 1);  // in `line`
+  before.index_put_({first.index({some})}, row.index({some}));
+  shift = ops::widened(line.index_select(0, torch::where(some, end + (rows - 1), row).to(x.device())));
+  return line.index_select(0, before.to(x.device())).unsqueeze(0);
+}
+
+}  // namespace
+
+Tensor previous_tokens(const Tensor& x, Tensor& shift, const Layout& layout) {
+  if (layout.is_packed()) return previous_packed_tokens(x, shift, layout.offsets().to(torch::kCPU));
+  const Tensor keep = layout.keep(x.size(0), x.size(1));
   const int64_t tokens = x.size(1);
   const Tensor line = torch::cat({shift.to(x.scalar_type()).unsqueeze(1), x}, 1);  // [B, 1 + T, D]
   if (!keep.defined()) {

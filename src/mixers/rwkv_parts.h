@@ -3,13 +3,14 @@
 #include <string>
 
 #include "blocks/linear.h"
+#include "mixers/layout.h"
 
 namespace seqloom {
 
 /// Token shift: for x [B, T, D] the token before each one; before the first stands `shift` [B, D], the last token read,
-/// which is replaced by the last of x. With keep [B, T] (undefined: all) padding is passed over: the token before is
-/// the last real one.
-torch::Tensor previous_tokens(const torch::Tensor& x, torch::Tensor& shift, const torch::Tensor& keep);
+/// which is replaced by the last of x. Padding is passed over: the token before is the last real one. Packed rows have
+/// a `shift` each, [S, D].
+torch::Tensor previous_tokens(const torch::Tensor& x, torch::Tensor& shift, const Layout& layout);
 
 /// [D] falling from 1 to 0: how much of the token before each channel starts with, as in RWKV.
 torch::Tensor shift_ramp(int64_t width);

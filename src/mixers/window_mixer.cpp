@@ -27,12 +27,13 @@ Memory WindowMixer::empty_memory(int64_t batch) const {
   return memory;
 }
 
-Tensor WindowMixer::before(const Tensor& x, const Memory& memory) const {
+Tensor WindowMixer::before(const Tensor& x, const Layout& layout, const Memory& memory) const {
   const Tensor& inputs = memory.at(name_);
-  const std::vector<int64_t> expected = {x.size(0), window_, width()};
+  const int64_t rows = layout.sequences(x.size(0));
+  const std::vector<int64_t> expected = {rows, window_, width()};
   if (inputs.sizes() != expected) {
     misuse("the memory has {} {}, expected [{}, {}, {}], the last inputs of each row", name_,
-           fmt::streamed(inputs.sizes()), x.size(0), window_, width());
+           fmt::streamed(inputs.sizes()), rows, window_, width());
   }
   return inputs.to(x.scalar_type());
 }

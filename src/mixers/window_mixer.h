@@ -18,8 +18,9 @@ class WindowMixer : public ScannableMixer {
   WindowMixer(int64_t width, int64_t window, std::string name);
 
   int64_t window() const { return window_; }
-  /// The inputs before x's first token, [B, W, D]. Throws UsageError where the memory has others.
-  Tensor before(const Tensor& x, const Memory& memory) const;
+  /// The inputs before x's first token, [B, W, D]; of packed rows, [S, W, D]. Throws UsageError where the memory has
+  /// others.
+  Tensor before(const Tensor& x, const Layout& layout, const Memory& memory) const;
   /// `fresh` are x's columns.
   void remember(const Tensor& fresh, const Columns& columns, Memory& memory) const;
 

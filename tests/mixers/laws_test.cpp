@@ -235,7 +235,7 @@ TEST_P(Laws, Layout) {
 
   Tensor padded = torch::randn({4, kTokens, kTrialWidth});  // padding holds rubbish
   for (size_t r = 0; r < rows.size(); ++r) padded[static_cast<int64_t>(r)].narrow(0, 0, lengths[r]).copy_(rows[r][0]);
-  Pass pass = beside(padded), packed_pass = beside(padded);  // handed-on values are never packed
+  Pass pass = beside(padded), packed_pass = beside(torch::cat(rows, 1));
   pass.layout = Layout::padded(torch::tensor(lengths));
   const Tensor y = mixer->forward(padded, pass);
 
