@@ -35,9 +35,13 @@ int64_t count_sequences(const torch::Tensor& q, const torch::Tensor& offsets) {
   return offsets.defined() ? offsets.size(0) - 1 : q.dim() > 0 ? q.size(0) : 0;
 }
 
+torch::Tensor with_numbers(const torch::Tensor& x) {
+  return x.scalar_type() == torch::kHalf ? x.to(torch::kFloat32) : x;
+}
+
 torch::Tensor with_rows(const torch::Tensor& x) {
-  const torch::Tensor wide = widened(x);
-  return wide.stride(-1) == 1 ? wide : wide.contiguous();
+  const torch::Tensor rows = with_numbers(x);
+  return rows.stride(-1) == 1 ? rows : rows.contiguous();
 }
 
 CumulativeGates cumulative_gates(const torch::Tensor& log_decay, int64_t dim) {

@@ -20,8 +20,11 @@ torch::Tensor packed_offsets(const char* op, const torch::Tensor& q, const std::
 /// Sequences of q [B, T, H, K]: its rows, or as many as the offsets tell apart.
 int64_t count_sequences(const torch::Tensor& q, const torch::Tensor& offsets);
 
-/// x widened, and as it is where its rows are contiguous, so that heads which share keys need no copies of them.
+/// x as the kernels read it: float32 or bfloat16, half widened, and as it lies where its rows are contiguous, so that
+/// heads which share keys need no copies of them.
 torch::Tensor with_rows(const torch::Tensor& x);
+/// The same for one number a token and head, which may lie anyhow.
+torch::Tensor with_numbers(const torch::Tensor& x);
 
 /// Log gates summed along one dimension.
 struct CumulativeGates {

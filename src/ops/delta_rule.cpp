@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Ten
   return {torch::cat(os, 1), torch::cat(states, 0)};
 }
 
-/// The fused kernel with its gradient, all float32; q, k and v with a contiguous last dimension.
+/// The fused kernel with its gradient, float32 or bfloat16 each; q, k and v with a contiguous last dimension.
 class FusedDelta : public torch::autograd::Function<FusedDelta> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -163,10 +163,11 @@ class FusedDelta : public torch::autograd::Function<FusedDelta> {
 std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                                  const std::optional<Tensor>& g, double scale, const Tensor& state,
                                  const Tensor& offsets) {
-  const auto gate = g ? std::make_optional(widened(*g)) : std::nullopt;
+  const auto gate = g ? std::make_optional(with_numbers(*g)) : std::nullopt;
   const auto cuts = offsets.defined() ? std::make_optional(offsets) : std::nullopt;
-  const auto out = FusedDelta::apply(with_rows(q), with_rows(k), with_rows(v), widened(beta), gate, state.contiguous(),
-                                     cuts, scale, wants_gradient({q, k, v, beta, g.value_or(Tensor()), state}));
+  const auto out =
+      FusedDelta::apply(with_rows(q), with_rows(k), with_rows(v), with_numbers(beta), gate, state.contiguous(), cuts,
+                        scale, wants_gradient({q, k, v, beta, g.value_or(Tensor()), state}));
   return {out[0].to(v.scalar_type()), out[1]};
 }
 

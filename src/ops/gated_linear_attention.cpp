@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Ten
   return {torch::cat(os, 1), torch::cat(states, 0)};
 }
 
-/// The fused kernel with its gradient, all float32 with a contiguous last dimension.
+/// The fused kernel with its gradient, float32 or bfloat16 each with a contiguous last dimension; states float32.
 class FusedGla : public torch::autograd::Function<FusedGla> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,

@@ -206,6 +206,27 @@ TEST(DeltaRuleKernel, NarrowTypesAreWidened) {
   expect_near(state, std::get<1>(delta(in_float64(in))), 1e-5, "state");
 }
 
+TEST(DeltaRuleKernel, ReadsAndWritesBfloat16AndSumsInFloat32) {
+  torch::manual_seed(10);
+  const Tensor cu_seqlens = torch::tensor({0, 70, 73, 73, 100});
+  auto in = make_inputs({1, 100, 2, 20, 40, 1});
+  in[5] = torch::randn({4, 2, 20, 40});
+  for (size_t i = 0; i < 5; ++i) in[i] = in[i].to(torch::kBFloat16);
+  const auto want = results(in_float64(in), false, cu_seqlens);
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    hwy::SetSupportedTargetsForTest(target);
+    const auto got = results(in, true, cu_seqlens);
+    hwy::SetSupportedTargetsForTest(0);
+    expect_all_near(got, want, 0.005, hwy::TargetName(target));  // one rounding to 8 bits
+    for (const size_t i : {0, 1, 2, 3, 4}) EXPECT_EQ(got[i].scalar_type(), torch::kBFloat16);
+    expect_near(got.back(), want.back(), 1e-5, "the state is not rounded");
+    const torch::NoGradGuard no_grad;  // short rows by the recurrence, beside long ones
+    const auto [o, state] = delta(in, cu_seqlens);
+    expect_near(o, want[want.size() - 2], 0.005, "outputs without gradients");
+    expect_near(state, want.back(), 1e-5, "state without gradients");
+  }
+}
+
 TEST(DeltaRuleKernel, SecondDerivativesGoThroughTheReference) {
   torch::manual_seed(9);
   const auto in = make_inputs({1, 10, 1, 4, 3, 1});

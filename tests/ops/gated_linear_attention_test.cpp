@@ -136,6 +136,57 @@ TEST(GatedLinearAttentionKernel, PackedSequencesEqualEachOneAlone) {
   }
 }
 
+TEST(GatedLinearAttentionKernel, ReadsAndWritesBfloat16AndSumsInFloat32) {
+  const Tensor cu_seqlens = torch::tensor({0, 70, 73, 73, 100});
+  for (const Gates gates : {Gates::kNone, Gates::kHead, Gates::kChannel}) {
+    torch::manual_seed(8);
+    auto in = make_inputs({1, 100, 2, 20, 40, gates, 2});
+    in[4] = torch::randn({4, 2, 20, 40});
+    for (size_t i = 0; i < 4; ++i) {
+      if (in[i].defined()) in[i] = in[i].to(torch::kBFloat16);
+    }
+    const auto want = results(in_float64(in), false, cu_seqlens);
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+      hwy::SetSupportedTargetsForTest(target);
+      const auto got = results(in, true, cu_seqlens);
+      hwy::SetSupportedTargetsForTest(0);
+      expect_all_near(got, want, 0.005, hwy::TargetName(target));  // one rounding to 8 bits
+      for (const size_t i : {0, 1, 2}) EXPECT_EQ(got[i].scalar_type(), torch::kBFloat16);
+      EXPECT_EQ(got[got.size() - 2].scalar_type(), torch::kBFloat16);
+      expect_near(got.back(), want.back(), 1e-5, "the state is not rounded");
+      const torch::NoGradGuard no_grad;  // short rows by the recurrence, beside long ones
+      const auto gate = in[3].defined() ? std::make_optional(in[3]) : std::nullopt;
+      const auto [o, state] = ops::gated_linear_attention(in[0], in[1], in[2], gate, 0.5, in[4], cu_seqlens);
+      expect_near(o, want[want.size() - 2], 0.005, "outputs without gradients");
+      expect_near(state, want.back(), 1e-5, "state without gradients");
+    }
+  }
+}
+
+TEST(GatedLinearAttentionKernel, RowsThatBeginWithNothingEqualThoseThatBeginWithZeros) {
+  for (const Gates gates : {Gates::kNone, Gates::kHead, Gates::kChannel}) {
+    torch::manual_seed(9);
+    const auto in = make_inputs({1, 150, 2, 16, 20, gates, 2});
+    const Tensor cu_seqlens = torch::tensor({0, 130, 130, 131, 150}), zeros = torch::zeros({4, 2, 16, 20});
+    const auto run = [&](const std::optional<Tensor>& state, bool with_state) {
+      std::vector<Tensor> leaves;
+      for (size_t i = 0; i < 4; ++i) {
+        if (in[i].defined()) leaves.push_back(in[i].detach().requires_grad_(true));
+      }
+      const auto gate = in[3].defined() ? std::make_optional(leaves[3]) : std::nullopt;
+      const auto [o, last] = ops::gated_linear_attention(leaves[0], leaves[1], leaves[2], gate, 0.5, state, cu_seqlens);
+      auto all = torch::autograd::grad({o.square().sum() + (with_state ? last.square().sum() : o.sum())}, leaves);
+      all.push_back(o.detach());
+      all.push_back(last.detach());
+      return all;
+    };
+    for (const bool with_state : {true, false}) {
+      const auto want = run(zeros, with_state), got = run({}, with_state);
+      for (size_t i = 0; i < want.size(); ++i) EXPECT_TRUE(got[i].equal(want[i])) << i;
+    }
+  }
+}
+
 TEST(GatedLinearAttentionKernel, FewPackedTokensWithoutGradientsGoByTheRecurrence) {
   const torch::NoGradGuard no_grad;
   torch::manual_seed(7);

@@ -9,6 +9,7 @@
 
 #include "ops/cpu/head_rows.h"
 #include "ops/cpu/tile_gemm-inl.h"
+#include "ops/cpu/vector_io-inl.h"
 #include "ops/cpu/vector_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -17,17 +18,31 @@ namespace seqloom::ops::cpu::HWY_NAMESPACE {
 /// Below this log gate e^g is 0.
 constexpr float kReset = -104;
 
-/// Tokens [first, first + c.tokens) of a head's rows, times `factor`; zeros to the right of `width` and below.
-inline void LoadRows(const ChunkRows& c, HeadRows from, size_t first, size_t width, size_t columns, float factor,
-                     float* to) {
+template <typename T>
+inline void LoadRowsOf(const ChunkRows& c, const T* from, size_t row, size_t width, size_t columns, float factor,
+                       float* to) {
   const Wide scale = hn::Set(kWide, factor);
   for (size_t t = 0; t < c.rows; ++t) {
     for (size_t d = 0; d < columns; d += kWideLanes) {
       const bool inside = t < c.tokens && d < width;
-      const Wide x = inside ? LoadFirst(kWide, from.from + (first + t) * from.row + d, width - d) : hn::Zero(kWide);
+      const Wide x = inside ? LoadFirst(kWide, from + t * row + d, width - d) : hn::Zero(kWide);
       hn::Store(hn::Mul(x, scale), kWide, to + t * columns + d);
     }
   }
+}
+
+/// Tokens [first, first + c.tokens) of a head's rows, times `factor`; zeros to the right of `width` and below.
+inline void LoadRows(const ChunkRows& c, HeadRows from, size_t first, size_t width, size_t columns, float factor,
+                     float* to) {
+  const void* begin = from.at(first * from.row).from;
+  from.narrow ? LoadRowsOf(c, static_cast<const Bfloat16*>(begin), from.row, width, columns, factor, to)
+              : LoadRowsOf(c, static_cast<const float*>(begin), from.row, width, columns, factor, to);
+}
+
+/// The first `count` lanes of x, to element `at`.
+HWY_INLINE void StoreLanes(Wide x, HeadResult to, size_t at, size_t count) {
+  to.narrow ? StoreFirst(kWide, x, static_cast<Bfloat16*>(to.to) + at, count)
+            : StoreFirst(kWide, x, static_cast<float*>(to.to) + at, count);
 }
 
 inline void StoreRows(const ChunkRows& c, const float* from, size_t columns, size_t first, size_t width, float factor,
@@ -36,14 +51,20 @@ inline void StoreRows(const ChunkRows& c, const float* from, size_t columns, siz
   for (size_t t = 0; t < c.tokens; ++t) {
     for (size_t d = 0; d < width; d += kWideLanes) {
       const Wide x = hn::Mul(hn::Load(kWide, from + t * columns + d), scale);
-      StoreFirst(kWide, x, to.to + (first + t) * to.row + d, width - d);
+      StoreLanes(x, to, (first + t) * to.row + d, width - d);
     }
   }
 }
 
+/// The number of token t, of rows that have one each.
+HWY_INLINE float LoadNumber(HeadRows from, size_t t) {
+  return hn::GetLane(from.narrow ? LoadFirst(kWide, static_cast<const Bfloat16*>(from.from) + t * from.row, 1)
+                                 : hn::Set(kWide, static_cast<const float*>(from.from)[t * from.row]));
+}
+
 /// One number a token; zeros behind the last one.
 inline void LoadNumbers(const ChunkRows& c, HeadRows from, size_t first, float* to) {
-  for (size_t t = 0; t < c.rows; ++t) to[t] = t < c.tokens ? from.from[(first + t) * from.row] : 0;
+  for (size_t t = 0; t < c.rows; ++t) to[t] = t < c.tokens ? LoadNumber(from, first + t) : 0;
 }
 
 /// to = a b.

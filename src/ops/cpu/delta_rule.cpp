@@ -8,8 +8,6 @@ namespace {
 
 using torch::Tensor;
 
-/// Below this many tokens the recurrence itself takes less than a chunk's set-up.
-constexpr int64_t kFewTokens = 8;
 /// Heads that one thread takes through a chunk before the next chunk, as far as their states share the second cache.
 constexpr int64_t kHeadsTogether = 16, kFloatsTogether = int64_t{1} << 17;
 
@@ -24,13 +22,10 @@ struct Sizes {
         values(in.v.size(3)),
         state(multiple_of(16, keys) * multiple_of(16, values)),
         errors(multiple_of(16, values) * static_cast<int64_t>(kDeltaChunk)),
-        sequences(sequences_of(in.q, in.offsets, kDeltaChunk)) {
-    for (const Sequence& s : sequences) longest = std::max(longest, s.tokens);
-  }
+        sequences(sequences_of(in.q, in.offsets, kDeltaChunk)) {}
   int64_t heads, keys, values;
   int64_t state, errors;  // floats of a state and of a chunk's errors, padded
   std::vector<Sequence> sequences;
-  int64_t longest = 0;
 
   int64_t together() const { return std::clamp<int64_t>(kFloatsTogether / state, 1, kHeadsTogether); }
   int64_t count() const { return static_cast<int64_t>(sequences.size()); }
@@ -65,20 +60,6 @@ DeltaOutputs delta_rule_forward(const DeltaInputs& in, bool keep_for_backward) {
   DeltaOutputs out;
   out.o = torch::empty(in.v.sizes(), in.v.options());
   out.state = torch::empty(in.state.sizes(), in.state.options());
-  if (s.longest < kFewTokens && !keep_for_backward) {
-    const auto make = [&](int64_t b, int64_t h) {
-      return DeltaForward{result_of(out.o, s.sequences[b], h),
-                          head_in(in.state, b, h),
-                          head_in(out.state, b, h),
-                          nullptr,
-                          nullptr,
-                          0,
-                          0};
-    };
-    for_heads<DeltaHead, DeltaForward>(s.sequences, s.heads, s.together(), head_maker(in, s), make,
-                                       delta_recurrent_heads);
-    return out;
-  }
   const bool keep = keep_for_backward;
   out.states = torch::empty({s.heads * (keep ? s.chunks() + s.count() : s.count()), s.state}, in.state.options());
   out.errors = torch::empty({s.heads * (keep ? s.chunks() : s.count()), s.errors}, in.state.options());

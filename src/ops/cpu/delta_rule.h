@@ -6,8 +6,8 @@
 
 namespace seqloom::ops::cpu {
 
-/// What the fused kernel reads, float32; B are the rows of a batch, and S its sequences: as many, or packed in one row.
-/// Any strides, but those of q, k and v have a contiguous last dimension.
+/// What the fused kernel reads, float32 or bfloat16 each, states float32; B are the rows of a batch, and S its
+/// sequences: as many, or packed in one row. Any strides, but those of q, k and v have a contiguous last dimension.
 struct DeltaInputs {
   torch::Tensor q, k;   // [B, T, H, K]
   torch::Tensor v;      // [B, T, H, V]

@@ -61,7 +61,7 @@ void ThroughErrors(const DeltaHead& head, const DeltaChunk& c, const PanelStates
   const auto [column, width] = s.panel;
   const size_t left = head.values - column;
   float *minus_dv = g.reads, *d_o = g.reads + c.rows * width;
-  LoadRows(c, {out.d_o.from + column, out.d_o.row}, first, left, width, 1, d_o);
+  LoadRows(c, out.d_o.at(column), first, left, width, 1, d_o);
   ScaleRows(s.errors, c.beta, c.rows, width, g.written);
 
   Gemm<Store::kSet>({c.keys(), c.key_row, 1}, {s.d_state, width}, {g.z, width}, c.rows, width, c.K);
@@ -72,7 +72,7 @@ void ThroughErrors(const DeltaHead& head, const DeltaChunk& c, const PanelStates
   RowProducts(g.z, s.errors, c.rows, width, g.products);
   for (size_t i = 0; i < c.rows; ++i) g.beta[i] += g.products[i];
   ScaleRows(g.z, g.minus_beta, c.rows, width, minus_dv);
-  StoreRows(c, minus_dv, width, first, std::min(width, left), -1, {out.dv.to + column, out.dv.row});
+  StoreRows(c, minus_dv, width, first, std::min(width, left), -1, out.dv.at(column));
 }
 
 /// What D, do and dv say about scores, states, keys and queries.
@@ -134,7 +134,7 @@ void StoreGateGradient(const DeltaChunk& c, const DeltaChunkGradients& g, size_t
       all = hn::MulAdd(hn::Load(kWide, c.both + query), hn::Load(kWide, g.both + query), all);
     }
     sum = c.gates[i] < kReset ? 0 : sum + hn::GetLane(hn::SumOfLanes(kWide, all));
-    to.to[(first + i) * to.row] = sum;
+    StoreLanes(hn::Set(kWide, sum), to, (first + i) * to.row, 1);
   }
 }
 
@@ -178,7 +178,9 @@ void BackwardChunk(const DeltaHead& head, const DeltaBackward& out, size_t first
   AddDiagonal(c, g);
   StoreRows(c, g.both + c.rows * c.key_row, c.key_row, first, head.keys, head.scale, out.dq);
   StoreRows(c, g.writer, c.key_row, first, head.keys, 1, out.dk);
-  for (size_t t = 0; t < c.tokens; ++t) out.d_beta.to[(first + t) * out.d_beta.row] = g.beta[t];
+  for (size_t t = 0; t < c.tokens; ++t) {
+    StoreLanes(hn::Set(kWide, g.beta[t]), out.d_beta, (first + t) * out.d_beta.row, 1);
+  }
 }
 
 void BackwardHeads(const DeltaHead* heads, const DeltaBackward* outs, size_t count) {

@@ -38,12 +38,12 @@ void ForwardPanel(const DeltaHead& head, const DeltaChunk& c, DeltaPanel p, size
   const size_t left = head.values - p.column, width = p.width;
   float* outputs = room.reads + c.rows * width;
   Gemm<Store::kSet>({c.both, c.key_row, 1}, {before, width}, {room.reads, width}, 2 * c.rows, width, c.K);
-  LoadRows(c, {head.v.from + p.column, head.v.row}, first, left, width, 1, errors);
+  LoadRows(c, head.v.at(p.column), first, left, width, 1, errors);
   FromState(c, width, room.reads, errors);
   SolveUnitTriangular<Triangle::kLower>({c.key_scores, c.rows, 1}, {errors, width}, c.rows, width);
   Gemm<Store::kAdd, Shape::kLowerLeft>({c.query_scores, c.rows, 1}, {errors, width}, {outputs, width}, c.rows, width,
                                        c.rows);
-  StoreRows(c, outputs, width, first, std::min(width, left), 1, {o.to + p.column, o.row});
+  StoreRows(c, outputs, width, first, std::min(width, left), 1, o.at(p.column));
 
   ScaleRows(errors, room.write, c.rows, width, room.written);
   const Wide total = hn::Set(kWide, c.total());
@@ -69,7 +69,73 @@ void ForwardChunk(const DeltaHead& head, const DeltaForward& out, size_t first, 
   }
 }
 
+/// A token as the recurrence takes it.
+struct Token {
+  float *q, *k, *v, *o;  // [padded(keys)] twice, [padded(values)] twice; q times scale
+  float decay, beta;
+};
+
+/// Columns [column, column + kVectors vectors) of the state through one token.
+template <size_t kVectors>
+HWY_INLINE void RecurrentColumns(const DeltaHead& head, const float* before, float* after, const Token& token,
+                                 size_t column) {
+  const Wide factor = hn::Set(kWide, token.decay), beta = hn::Set(kWide, token.beta);
+  const auto at = [&](size_t j) { return column + j * kWideLanes; };
+  const auto old = [&](size_t d, size_t j) {
+    return LoadFirst(kWide, before + d * head.values + at(j), head.values - at(j));
+  };
+  Wide stored[kVectors], written[kVectors], o[kVectors];
+  for (size_t j = 0; j < kVectors; ++j) stored[j] = o[j] = hn::Zero(kWide);
+  for (size_t d = 0; d < head.keys; ++d) {
+    const Wide key = hn::Set(kWide, token.k[d]);
+    for (size_t j = 0; j < kVectors; ++j) {
+      stored[j] = hn::MulAdd(key, old(d, j), stored[j]);
+    }
+  }
+  for (size_t j = 0; j < kVectors; ++j) {
+    written[j] = hn::Mul(beta, hn::NegMulAdd(factor, stored[j], hn::Load(kWide, token.v + at(j))));
+  }
+  for (size_t d = 0; d < head.keys; ++d) {
+    const Wide key = hn::Set(kWide, token.k[d]), query = hn::Set(kWide, token.q[d]);
+    for (size_t j = 0; j < kVectors; ++j) {
+      const Wide s = hn::MulAdd(key, written[j], hn::Mul(factor, old(d, j)));
+      StoreFirst(kWide, s, after + d * head.values + at(j), head.values - at(j));
+      o[j] = hn::MulAdd(query, s, o[j]);
+    }
+  }
+  for (size_t j = 0; j < kVectors; ++j) hn::Store(o[j], kWide, token.o + at(j));
+}
+
+void RecurrentHead(const DeltaHead& head, const DeltaForward& out, Token token) {
+  constexpr size_t kTogether = 4;
+  const ChunkRows one{1, 1};
+  const size_t K = padded(head.keys), V = padded(head.values);
+  for (size_t t = 0; t < head.tokens; ++t) {
+    LoadRows(one, head.q, t, head.keys, K, head.scale, token.q);
+    LoadRows(one, head.k, t, head.keys, K, 1, token.k);
+    LoadRows(one, head.v, t, head.values, V, 1, token.v);
+    token.beta = LoadNumber(head.beta, t);
+    const bool gated = head.gate.from != nullptr;
+    token.decay = gated ? hn::GetLane(Exp(kWide, hn::Set(kWide, LoadNumber(head.gate, t)))) : 1.0f;
+    const float* before = t == 0 ? out.initial : out.last;
+    size_t column = 0;
+    for (; column + kTogether * kWideLanes <= head.values; column += kTogether * kWideLanes) {
+      RecurrentColumns<kTogether>(head, before, out.last, token, column);
+    }
+    for (; column < head.values; column += kWideLanes) RecurrentColumns<1>(head, before, out.last, token, column);
+    StoreRows(one, token.o, V, t, head.values, 1, out.o);
+  }
+}
+
+void RecurrentHeads(const DeltaHead* heads, const DeltaForward* outs, size_t count) {
+  const size_t K = padded(heads->keys), V = padded(heads->values);
+  Scratch scratch(2 * K + 2 * V);
+  const Token token{scratch.take(K), scratch.take(K), scratch.take(V), scratch.take(V), 0, 0};
+  for (size_t h = 0; h < count; ++h) RecurrentHead(heads[h], outs[h], token);
+}
+
 void ForwardHeads(const DeltaHead* heads, const DeltaForward* outs, size_t count) {
+  if (heads->tokens < kFewDeltaTokens && outs->state_step == 0) return RecurrentHeads(heads, outs, count);
   Scratch scratch(DeltaChunkFloats(padded(heads->keys)) + (3 * kDeltaPanel + 1) * kDeltaChunk);
   DeltaChunk c = MakeDeltaChunk(*heads, scratch);
   const ForwardRoom room{scratch.take(2 * kDeltaChunk * kDeltaPanel), scratch.take(kDeltaChunk * kDeltaPanel),
@@ -84,58 +150,6 @@ void ForwardHeads(const DeltaHead* heads, const DeltaForward* outs, size_t count
   }
 }
 
-/// Columns [column, column + kVectors vectors) of the state through one token.
-template <size_t kVectors>
-HWY_INLINE void RecurrentColumns(const DeltaHead& head, const DeltaForward& out, size_t t, float decay, size_t column) {
-  const float *q = head.q.from + t * head.q.row, *k = head.k.from + t * head.k.row, *v = head.v.from + t * head.v.row;
-  const Wide factor = hn::Set(kWide, decay), beta = hn::Set(kWide, head.beta.from[t * head.beta.row]);
-  const auto at = [&](size_t j) { return column + j * kWideLanes; };
-  const auto place = [&](size_t d, size_t j) { return out.last + d * head.values + at(j); };
-  const float* before = t == 0 ? out.initial : out.last;
-  const auto old = [&](size_t d, size_t j) {
-    return LoadFirst(kWide, before + d * head.values + at(j), head.values - at(j));
-  };
-  Wide stored[kVectors], written[kVectors], o[kVectors];
-  for (size_t j = 0; j < kVectors; ++j) stored[j] = o[j] = hn::Zero(kWide);
-  for (size_t d = 0; d < head.keys; ++d) {
-    const Wide key = hn::Set(kWide, k[d]);
-    for (size_t j = 0; j < kVectors; ++j) {
-      stored[j] = hn::MulAdd(key, old(d, j), stored[j]);
-    }
-  }
-  for (size_t j = 0; j < kVectors; ++j) {
-    written[j] = hn::Mul(beta, hn::NegMulAdd(factor, stored[j], LoadFirst(kWide, v + at(j), head.values - at(j))));
-  }
-  for (size_t d = 0; d < head.keys; ++d) {
-    const Wide key = hn::Set(kWide, k[d]), query = hn::Set(kWide, head.scale * q[d]);
-    for (size_t j = 0; j < kVectors; ++j) {
-      const Wide s = hn::MulAdd(key, written[j], hn::Mul(factor, old(d, j)));
-      StoreFirst(kWide, s, place(d, j), head.values - at(j));
-      o[j] = hn::MulAdd(query, s, o[j]);
-    }
-  }
-  for (size_t j = 0; j < kVectors; ++j) {
-    StoreFirst(kWide, o[j], out.o.to + t * out.o.row + at(j), head.values - at(j));
-  }
-}
-
-void RecurrentHead(const DeltaHead& head, const DeltaForward& out) {
-  constexpr size_t kTogether = 4;
-  for (size_t t = 0; t < head.tokens; ++t) {
-    const bool gated = head.gate.from != nullptr;
-    const float decay = gated ? hn::GetLane(Exp(kWide, hn::Set(kWide, head.gate.from[t * head.gate.row]))) : 1.0f;
-    size_t column = 0;
-    for (; column + kTogether * kWideLanes <= head.values; column += kTogether * kWideLanes) {
-      RecurrentColumns<kTogether>(head, out, t, decay, column);
-    }
-    for (; column < head.values; column += kWideLanes) RecurrentColumns<1>(head, out, t, decay, column);
-  }
-}
-
-void RecurrentHeads(const DeltaHead* heads, const DeltaForward* outs, size_t count) {
-  for (size_t h = 0; h < count; ++h) RecurrentHead(heads[h], outs[h]);
-}
-
 }  // namespace seqloom::ops::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -143,13 +157,9 @@ HWY_AFTER_NAMESPACE();
 namespace seqloom::ops::cpu {
 
 HWY_EXPORT(ForwardHeads);
-HWY_EXPORT(RecurrentHeads);
 
 void delta_forward_heads(const DeltaHead* heads, const DeltaForward* outs, size_t count) {
   HWY_DYNAMIC_DISPATCH(ForwardHeads)(heads, outs, count);
-}
-void delta_recurrent_heads(const DeltaHead* heads, const DeltaForward* outs, size_t count) {
-  HWY_DYNAMIC_DISPATCH(RecurrentHeads)(heads, outs, count);
 }
 
 }  // namespace seqloom::ops::cpu

@@ -14,6 +14,9 @@ constexpr size_t kDeltaChunk = 64;
 /// and a narrow panel of it stays in the cache however wide the values are.
 constexpr size_t kDeltaPanel = 64;
 
+/// Below this many tokens the recurrence itself takes less than a chunk's set-up.
+constexpr size_t kFewDeltaTokens = 8;
+
 /// One head of one sequence.
 struct DeltaHead {
   HeadRows q, k, v, beta, gate;  // beta and gate: one number a token; gate.from is null without gates
@@ -52,10 +55,8 @@ struct DeltaBackward {
 };
 
 /// `count` heads of one sequence. All of them take a chunk of tokens before the next one begins: a row of memory is
-/// then read whole.
+/// then read whole. Few tokens of which no states are kept go through the recurrence as it is defined.
 void delta_forward_heads(const DeltaHead* heads, const DeltaForward* outs, size_t count);
 void delta_backward_heads(const DeltaHead* heads, const DeltaBackward* outs, size_t count);
-/// The recurrence as it is defined, for few tokens; needs neither states nor errors.
-void delta_recurrent_heads(const DeltaHead* heads, const DeltaForward* outs, size_t count);
 
 }  // namespace seqloom::ops::cpu

@@ -11,8 +11,6 @@ namespace {
 using torch::Tensor;
 
 constexpr int64_t kLanePad = 16;
-/// Below this many tokens the recurrence itself takes less than a chunk's set-up.
-constexpr int64_t kFewTokens = 8;
 
 int64_t padded_to_lanes(int64_t size) {
   return (size + kLanePad - 1) / kLanePad * kLanePad;
@@ -25,10 +23,8 @@ struct Sizes {
         values(in.v.size(3)),
         padded_keys(padded_to_lanes(keys)),
         padded_values(padded_to_lanes(values)),
-        sequences(sequences_of(in.q, in.offsets, kGlaChunk)) {
-    for (const Sequence& s : sequences) longest = std::max(longest, s.tokens);
-  }
-  int64_t heads, keys, values, padded_keys, padded_values, longest = 0;
+        sequences(sequences_of(in.q, in.offsets, kGlaChunk)) {}
+  int64_t heads, keys, values, padded_keys, padded_values;
   std::vector<Sequence> sequences;
 
   int64_t count() const { return static_cast<int64_t>(sequences.size()); }
@@ -92,8 +88,7 @@ GlaOutputs gated_linear_attention_forward(const GlaInputs& in, bool keep_checkpo
     return GlaForward{result_of(out.o, s.sequences[b], h), state.mutable_data_ptr<float>() + at * s.state_size(),
                       checkpoints};
   };
-  run_heads<GlaForward>(in, s, make,
-                        s.longest < kFewTokens && !keep_checkpoints ? gla_recurrent_heads : gla_forward_heads);
+  run_heads<GlaForward>(in, s, make, gla_forward_heads);
   out.state = without_padding(state, s);
   return out;
 }

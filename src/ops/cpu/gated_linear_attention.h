@@ -7,7 +7,8 @@
 
 namespace seqloom::ops::cpu {
 
-/// What the fused kernel reads, float32. Any strides, but the last dimension is contiguous.
+/// What the fused kernel reads, float32 or bfloat16 each, states float32. Any strides, but the last dimension is
+/// contiguous.
 struct GlaInputs {
   torch::Tensor q, k;   // [B, T, H, K]
   torch::Tensor v;      // [B, T, H, V]

@@ -62,7 +62,7 @@ void StoreGateGradient(const GlaHead& head, const GlaChunk& c, const ChunkGradie
   for (size_t d = 0; d < head.keys; ++d) sum += g.through_state[d];
   for (size_t i = c.tokens; i-- > 0;) {
     const size_t at = i * c.K;
-    float* row = to.to + (first + i) * to.row;
+    const size_t row = (first + i) * to.row;
     Wide all = hn::Zero(kWide);
     for (size_t d = 0; d < c.K; d += kWideLanes) {
       const Wide q = hn::Mul(hn::Load(kWide, c.q + at + d), hn::Load(kWide, g.dq + at + d));
@@ -72,9 +72,11 @@ void StoreGateGradient(const GlaHead& head, const GlaChunk& c, const ChunkGradie
       const auto reset = hn::Lt(hn::Load(kWide, c.gates + at + d), hn::Set(kWide, kReset));
       const Wide running = hn::IfThenZeroElse(reset, hn::Add(own, hn::Load(kWide, g.through_state + d)));
       hn::Store(running, kWide, g.through_state + d);
-      if (d < head.keys) StoreFirst(kWide, running, row + d, head.keys - d);
+      if (d < head.keys) StoreLanes(running, to, row + d, head.keys - d);
     }
-    if (!head.gate_a_channel) *row = sum = c.gates[i] < kReset ? 0 : sum + hn::GetLane(hn::SumOfLanes(kWide, all));
+    if (head.gate_a_channel) continue;
+    sum = c.gates[i] < kReset ? 0 : sum + hn::GetLane(hn::SumOfLanes(kWide, all));
+    StoreLanes(hn::Set(kWide, sum), to, row, 1);
   }
 }
 

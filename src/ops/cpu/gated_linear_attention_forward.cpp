@@ -22,7 +22,61 @@ void ForwardChunk(const GlaHead& head, const GlaForward& out, size_t first, GlaC
   Gemm<Store::kAdd>({c.k_out, 1, K}, {c.v, V}, {out.state, V}, K, V, c.rows);
 }
 
+/// A token as the recurrence takes it.
+struct Token {
+  float *q, *k, *decay;  // [padded(keys)]; q times scale, decay e^gate
+  float *v, *o;          // [padded(values)]
+};
+
+void LoadToken(const GlaHead& head, size_t t, const Token& token) {
+  const ChunkRows one{1, 1};
+  const size_t K = padded(head.keys);
+  LoadRows(one, head.q, t, head.keys, K, head.scale, token.q);
+  LoadRows(one, head.k, t, head.keys, K, 1, token.k);
+  LoadRows(one, head.v, t, head.values, padded(head.values), 1, token.v);
+  if (head.gate.from == nullptr) {
+    std::fill_n(token.decay, K, 1.0f);
+    return;
+  }
+  if (head.gate_a_channel) {
+    LoadRows(one, head.gate, t, head.keys, K, 1, token.decay);
+  } else {
+    std::fill_n(token.decay, K, LoadNumber(head.gate, t));
+  }
+  for (size_t d = 0; d < K; d += kWideLanes) {
+    hn::Store(Exp(kWide, hn::Load(kWide, token.decay + d)), kWide, token.decay + d);
+  }
+}
+
+void RecurrentHead(const GlaHead& head, const GlaForward& out, const Token& token) {
+  const size_t V = padded(head.values);
+  for (size_t t = 0; t < head.tokens; ++t) {
+    LoadToken(head, t, token);
+    for (size_t column = 0; column < V; column += kWideLanes) {
+      const Wide value = hn::Load(kWide, token.v + column);
+      Wide o = hn::Zero(kWide);
+      for (size_t d = 0; d < head.keys; ++d) {
+        float* place = out.state + d * V + column;
+        const Wide kept = hn::Mul(hn::Load(kWide, place), hn::Set(kWide, token.decay[d]));
+        const Wide s = hn::MulAdd(hn::Set(kWide, token.k[d]), value, kept);
+        hn::Store(s, kWide, place);
+        o = hn::MulAdd(hn::Set(kWide, token.q[d]), s, o);
+      }
+      hn::Store(o, kWide, token.o + column);
+    }
+    StoreRows(ChunkRows{1, 1}, token.o, V, t, head.values, 1, out.o);
+  }
+}
+
+void RecurrentHeads(const GlaHead* heads, const GlaForward* outs, size_t count) {
+  const size_t K = padded(heads->keys), V = padded(heads->values);
+  Scratch scratch(3 * K + 2 * V);
+  const Token token{scratch.take(K), scratch.take(K), scratch.take(K), scratch.take(V), scratch.take(V)};
+  for (size_t h = 0; h < count; ++h) RecurrentHead(heads[h], outs[h], token);
+}
+
 void ForwardHeads(const GlaHead* heads, const GlaForward* outs, size_t count) {
+  if (heads->tokens < kFewTokens && outs->checkpoints == nullptr) return RecurrentHeads(heads, outs, count);
   const size_t K = padded(heads->keys), V = padded(heads->values);
   Scratch scratch(ChunkFloats(K, V) + kGlaChunk * V);
   GlaChunk c = MakeChunk(heads->keys, heads->values, scratch);
@@ -35,36 +89,6 @@ void ForwardHeads(const GlaHead* heads, const GlaForward* outs, size_t count) {
   }
 }
 
-void RecurrentHead(const GlaHead& head, const GlaForward& out) {
-  const size_t V = padded(head.values);
-  for (size_t t = 0; t < head.tokens; ++t) {
-    const float *q = head.q.from + t * head.q.row, *k = head.k.from + t * head.k.row, *v = head.v.from + t * head.v.row;
-    const float* gate = head.gate.from == nullptr ? nullptr : head.gate.from + t * head.gate.row;
-    HWY_ALIGN float decay[kPad];
-    for (size_t column = 0; column < head.values; column += kWideLanes) {
-      const Wide value = LoadFirst(kWide, v + column, head.values - column);
-      Wide o = hn::Zero(kWide);
-      for (size_t d = 0; d < head.keys; ++d) {
-        if (gate != nullptr && d % kWideLanes == 0) {  // one exponential serves as many keys as there are lanes
-          const Wide gates = head.gate_a_channel ? LoadFirst(kWide, gate + d, head.keys - d) : hn::Set(kWide, *gate);
-          hn::Store(Exp(kWide, gates), kWide, decay);
-        }
-        float* place = out.state + d * V + column;
-        Wide s = hn::Load(kWide, place);
-        if (gate != nullptr) s = hn::Mul(s, hn::Set(kWide, decay[d % kWideLanes]));
-        s = hn::MulAdd(hn::Set(kWide, k[d]), value, s);
-        hn::Store(s, kWide, place);
-        o = hn::MulAdd(hn::Set(kWide, head.scale * q[d]), s, o);
-      }
-      StoreFirst(kWide, o, out.o.to + t * out.o.row + column, head.values - column);
-    }
-  }
-}
-
-void RecurrentHeads(const GlaHead* heads, const GlaForward* outs, size_t count) {
-  for (size_t h = 0; h < count; ++h) RecurrentHead(heads[h], outs[h]);
-}
-
 }  // namespace seqloom::ops::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -72,13 +96,9 @@ HWY_AFTER_NAMESPACE();
 namespace seqloom::ops::cpu {
 
 HWY_EXPORT(ForwardHeads);
-HWY_EXPORT(RecurrentHeads);
 
 void gla_forward_heads(const GlaHead* heads, const GlaForward* outs, size_t count) {
   HWY_DYNAMIC_DISPATCH(ForwardHeads)(heads, outs, count);
-}
-void gla_recurrent_heads(const GlaHead* heads, const GlaForward* outs, size_t count) {
-  HWY_DYNAMIC_DISPATCH(RecurrentHeads)(heads, outs, count);
 }
 
 }  // namespace seqloom::ops::cpu

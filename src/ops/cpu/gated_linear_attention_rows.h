@@ -9,6 +9,9 @@ namespace seqloom::ops::cpu {
 /// Tokens of a chunk: inside it the recurrence is products of small matrices, across chunks a state is handed on.
 constexpr size_t kGlaChunk = 64;
 
+/// Below this many tokens the recurrence itself takes less than a chunk's set-up.
+constexpr size_t kFewTokens = 8;
+
 /// One head of one sequence.
 struct GlaHead {
   HeadRows q, k, v, gate;  // gate.from is null without gates
@@ -32,10 +35,8 @@ struct GlaBackward {
 };
 
 /// `count` heads of one sequence. All of them take a chunk of tokens before the next one begins: a row of memory is
-/// then read whole.
+/// then read whole. Few tokens without checkpoints go through the recurrence as it is defined.
 void gla_forward_heads(const GlaHead* heads, const GlaForward* outs, size_t count);
 void gla_backward_heads(const GlaHead* heads, const GlaBackward* outs, size_t count);
-/// The recurrence as it is defined, for few tokens.
-void gla_recurrent_heads(const GlaHead* heads, const GlaForward* outs, size_t count);
 
 }  // namespace seqloom::ops::cpu

@@ -8,17 +8,6 @@
 
 namespace seqloom::ops::cpu {
 
-/// The rows of head h of sequence b in t [B, T, H, ...]; none of an undefined tensor.
-inline HeadRows rows_of(const torch::Tensor& t, int64_t b, int64_t h) {
-  if (!t.defined()) return {nullptr, 0};
-  return {t.const_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
-}
-
-inline HeadResult result_of(const torch::Tensor& t, int64_t b, int64_t h) {
-  if (!t.defined()) return {nullptr, 0};
-  return {t.mutable_data_ptr<float>() + b * t.stride(0) + h * t.stride(2), static_cast<size_t>(t.stride(1))};
-}
-
 /// A row of a batch, or a packed sequence in its only row, and its chunks; `chunks_before` are those of the sequences
 /// before it.
 struct Sequence {
@@ -40,20 +29,16 @@ inline std::vector<Sequence> sequences_of(const torch::Tensor& q, const std::vec
   return sequences;
 }
 
-/// Of a sequence, or of packed ones, the part that begins `first` tokens later.
-inline HeadRows from_token(HeadRows rows, int64_t first) {
-  return rows.from == nullptr ? rows : HeadRows{rows.from + first * static_cast<int64_t>(rows.row), rows.row};
-}
-inline HeadResult from_token(HeadResult rows, int64_t first) {
-  return rows.to == nullptr ? rows : HeadResult{rows.to + first * static_cast<int64_t>(rows.row), rows.row};
-}
-
-/// The rows of head h of a sequence in t [B, T, H, ...].
+/// The rows of head h of a sequence in t [B, T, H, ...], float32 or bfloat16; none of an undefined tensor.
 inline HeadRows rows_of(const torch::Tensor& t, const Sequence& s, int64_t h) {
-  return from_token(rows_of(t, s.row, h), s.first);
+  if (!t.defined()) return {nullptr, 0};
+  const HeadRows all{t.const_data_ptr(), static_cast<size_t>(t.stride(1)), t.scalar_type() == torch::kBFloat16};
+  return all.at(s.row * t.stride(0) + s.first * t.stride(1) + h * t.stride(2));
 }
 inline HeadResult result_of(const torch::Tensor& t, const Sequence& s, int64_t h) {
-  return from_token(result_of(t, s.row, h), s.first);
+  if (!t.defined()) return {nullptr, 0};
+  const HeadResult all{t.mutable_data_ptr(), static_cast<size_t>(t.stride(1)), t.scalar_type() == torch::kBFloat16};
+  return all.at(s.row * t.stride(0) + s.first * t.stride(1) + h * t.stride(2));
 }
 
 /// Runs work on all heads of all sequences in parallel, up to `together` heads of one sequence at a time, which one
