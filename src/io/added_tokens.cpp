@@ -1,8 +1,18 @@
 #include "io/added_tokens.h"
 
 #include <algorithm>
+#include <unordered_set>
+
+#include "base/error.h"
+#include "io/json.h"
 
 namespace seqloom {
+namespace {
+
+constexpr int64_t kMaxVocabulary = 1 << 22;
+constexpr size_t kMaxContent = 256;  // bytes
+
+}  // namespace
 
 AddedTokens::AddedTokens(std::vector<std::pair<std::string, int32_t>> tokens) : tokens_(std::move(tokens)) {
   std::sort(tokens_.begin(), tokens_.end());
@@ -33,6 +43,41 @@ std::optional<AddedTokens::Match> AddedTokens::match(std::string_view text, size
     high = std::partition_point(low, high, [&](const auto& token) { return byte(token) == next; });
   }
   return longest;
+}
+
+int32_t token_id(const Config& value, const std::string& token, const std::string& name) {
+  if (!value.is_number_unsigned() || value >= kMaxVocabulary) {
+    fail("{}: the id of '{}' is {}; expected 0..{}", name, printable(token), printable(value.dump()),
+         kMaxVocabulary - 1);
+  }
+  return value.get<int32_t>();
+}
+
+std::vector<AddedToken> read_tokens_added(const Config& root, const std::string& name) {
+  const Config& added = member(root, "added_tokens");
+  if (added.is_null()) return {};
+  if (!added.is_array()) fail("{}: added_tokens is not a list", name);
+  std::unordered_set<std::string> seen;
+  std::vector<AddedToken> tokens;
+  for (const auto& token : added) {
+    const std::string content = text_at(token, "content");
+    if (content.empty() || content.size() > kMaxContent || !seen.insert(content).second) {
+      fail("{}: the content of an added token is '{}'; expected a new one of 1..{} bytes", name, printable(content),
+           kMaxContent);
+    }
+    for (const char* option : {"lstrip", "rstrip", "single_word"}) {
+      if (!flag_at(token, option, false)) continue;
+      fail("{}: added token '{}' asks for {}, which is not supported", name, printable(content), option);
+    }
+    const int32_t id = token_id(member(token, "id"), content, name);
+    const Config& in_vocabulary = member(member(member(root, "model"), "vocab"), content);
+    if (!in_vocabulary.is_null() && in_vocabulary != id) {
+      fail("{}: added token '{}' has id {}, but {} in the vocabulary", name, printable(content), id,
+           in_vocabulary.dump());
+    }
+    tokens.push_back({content, id, flag_at(token, "normalized", !flag_at(token, "special", false))});
+  }
+  return tokens;
 }
 
 }  // namespace seqloom

@@ -1,9 +1,7 @@
 #include "io/bpe_tokenizer.h"
 
 #include <algorithm>
-#include <unordered_set>
 
-#include "base/random.h"
 #include "io/byte_level.h"
 #include "io/json.h"
 #include "io/nfc.h"
@@ -11,29 +9,10 @@
 namespace seqloom {
 namespace {
 
-constexpr int64_t kMaxVocabulary = 1 << 22;
-constexpr size_t kMaxAddedToken = 256;  // bytes
 constexpr size_t kMaxSteps = 16;
 
 /// GPT-2's pattern, which a ByteLevel pre-tokenizer with use_regex stands for.
 constexpr const char* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-
-/// The value at `key`, null where there is none.
-const Config& member(const Config& table, const std::string& key) {
-  static const Config nothing;
-  const auto found = table.is_object() ? table.find(key) : table.end();
-  return table.is_object() && found != table.end() ? *found : nothing;
-}
-
-bool flag(const Config& table, const char* key, bool otherwise) {
-  const Config& value = member(table, key);
-  return value.is_boolean() ? value.get<bool>() : otherwise;
-}
-
-std::string text(const Config& table, const char* key) {
-  const Config& value = member(table, key);
-  return value.is_string() ? value.get<std::string>() : "";
-}
 
 /// The two tokens of a merge, written "a b" or ["a", "b"].
 std::optional<std::pair<std::string, std::string>> merge_pair(const Config& merge) {
@@ -47,64 +26,39 @@ std::optional<std::pair<std::string, std::string>> merge_pair(const Config& merg
   return std::pair(line.substr(0, space), line.substr(space + 1));
 }
 
-uint64_t hashed(std::string_view text) {
-  uint64_t hash = text.size();
-  for (const char c : text) hash = mixed(hash, static_cast<unsigned char>(c));
-  return hash;
-}
-
-/// Appends the ids of the tokens in `text` to `ids`, calling `plain` for what lies between them.
-template <typename Plain>
-void cut(const AddedTokens& tokens, std::string_view text, std::vector<int32_t>& ids, const Plain& plain) {
-  size_t done = 0;
-  while (const auto match = tokens.find(text, done)) {
-    if (match->begin > done) plain(text.substr(done, match->begin - done));
-    ids.push_back(match->id);
-    done = match->begin + match->size;
-  }
-  if (done < text.size()) plain(text.substr(done));
-}
-
 }  // namespace
 
-BpeTokenizer::BpeTokenizer(std::string_view json, const std::string& name) : name_(name), fingerprint_(hashed(json)) {
-  const Config root = parse_json(json, name);
+BpeTokenizer::BpeTokenizer(const Config& root, const std::string& name, uint64_t fingerprint)
+    : name_(name), fingerprint_(fingerprint) {
   check_kind(root);
   const Config& model = member(root, "model");
   nfc_ = !member(root, "normalizer").is_null();
-  ignore_merges_ = flag(model, "ignore_merges", false);
-  fuse_unknown_ = flag(model, "fuse_unk", false);
+  ignore_merges_ = flag_at(model, "ignore_merges", false);
+  fuse_unknown_ = flag_at(model, "fuse_unk", false);
   read_vocabulary(model);
   read_bytes(model);
   read_merges(model);
   read_added_tokens(root);
   read_steps(root);
+  frame_ = read_frame(root, name, vocabulary());
 }
 
 void BpeTokenizer::check_kind(const Config& root) const {
   const Config& model = member(root, "model");
   if (!model.is_object()) fail("{}: not a tokenizer.json: it has no table 'model'", name_);
-  const std::string type = text(model, "type");
+  const std::string type = text_at(model, "type");
   if (type != "BPE" && !(type.empty() && model.contains("merges"))) {
     fail("{}: model.type is '{}'; expected BPE", name_, printable(type));
   }
-  if (!text(model, "continuing_subword_prefix").empty() || !text(model, "end_of_word_suffix").empty()) {
+  if (!text_at(model, "continuing_subword_prefix").empty() || !text_at(model, "end_of_word_suffix").empty()) {
     fail("{}: subword prefixes and suffixes are not byte-level BPE", name_);
   }
   const Config& dropout = member(model, "dropout");
   if (!dropout.is_null() && dropout != 0) fail("{}: model.dropout makes encoding random; expected null", name_);
   const Config& normalizer = member(root, "normalizer");
-  if (!normalizer.is_null() && text(normalizer, "type") != "NFC") {
-    fail("{}: normalizer '{}' is not supported; expected null or NFC", name_, printable(text(normalizer, "type")));
+  if (!normalizer.is_null() && text_at(normalizer, "type") != "NFC") {
+    fail("{}: normalizer '{}' is not supported; expected null or NFC", name_, printable(text_at(normalizer, "type")));
   }
-}
-
-int32_t BpeTokenizer::id_of(const Config& value, const std::string& token) const {
-  if (!value.is_number_unsigned() || value >= kMaxVocabulary) {
-    fail("{}: the id of '{}' is {}; expected 0..{}", name_, printable(token), printable(value.dump()),
-         kMaxVocabulary - 1);
-  }
-  return value.get<int32_t>();
 }
 
 void BpeTokenizer::set_token(int32_t id, const std::string& bytes) {
@@ -121,7 +75,7 @@ void BpeTokenizer::read_vocabulary(const Config& model) {
   if (!vocabulary.is_object() || vocabulary.empty()) fail("{}: model.vocab is not a table of tokens", name_);
   for (const auto& [written, value] : vocabulary.items()) {
     if (written.empty()) continue;  // it stands for nothing and no text leads to it
-    const int32_t id = id_of(value, written);
+    const int32_t id = token_id(value, written, name_);
     // an entry that is not written in byte characters is never made by merging
     const auto bytes = bytes_of_characters(written);
     set_token(id, bytes.value_or(written));
@@ -131,7 +85,7 @@ void BpeTokenizer::read_vocabulary(const Config& model) {
 
 void BpeTokenizer::read_bytes(const Config& model) {
   const Config& vocabulary = member(model, "vocab");
-  const bool fallback = flag(model, "byte_fallback", false);
+  const bool fallback = flag_at(model, "byte_fallback", false);
   for (size_t b = 0; b < byte_symbols_.size(); ++b) {
     const std::string character = byte_character(static_cast<unsigned char>(b));
     std::vector<std::string> tokens = {character};
@@ -143,7 +97,7 @@ void BpeTokenizer::read_bytes(const Config& model) {
     if (!std::all_of(tokens.begin(), tokens.end(), known)) continue;
     for (const auto& token : tokens) byte_symbols_[b].push_back(vocabulary[token].get<int32_t>());
   }
-  const std::string unknown = text(model, "unk_token");
+  const std::string unknown = text_at(model, "unk_token");
   if (unknown.empty()) return;
   if (!vocabulary.contains(unknown)) {
     fail("{}: model.unk_token '{}' is not in the vocabulary", name_, printable(unknown));
@@ -172,34 +126,14 @@ void BpeTokenizer::read_merges(const Config& model) {
 }
 
 void BpeTokenizer::read_added_tokens(const Config& root) {
-  const Config& added = member(root, "added_tokens");
-  if (added.is_null()) return;
-  if (!added.is_array()) fail("{}: added_tokens is not a list", name_);
-  std::unordered_set<std::string> seen;
   std::vector<std::pair<std::string, int32_t>> raw, normal;
-  for (const auto& token : added) {
-    const std::string content = text(token, "content");
-    if (content.empty() || content.size() > kMaxAddedToken || !seen.insert(content).second) {
-      fail("{}: the content of an added token is '{}'; expected a new one of 1..{} bytes", name_, printable(content),
-           kMaxAddedToken);
-    }
-    for (const char* option : {"lstrip", "rstrip", "single_word"}) {
-      if (!flag(token, option, false)) continue;
-      fail("{}: added token '{}' asks for {}, which is not supported", name_, printable(content), option);
-    }
-    const int32_t id = id_of(member(token, "id"), content);
-    const Config& in_vocabulary = member(member(member(root, "model"), "vocab"), content);
-    if (!in_vocabulary.is_null() && in_vocabulary != id) {
-      fail("{}: added token '{}' has id {}, but {} in the vocabulary", name_, printable(content), id,
-           in_vocabulary.dump());
-    }
-    if (in_vocabulary.is_null()) set_token(id, content);
-    bytes_[static_cast<size_t>(id)] = content;
-    const bool normalized = flag(token, "normalized", !flag(token, "special", false));
-    if (normalized) {
-      normal.emplace_back(nfc_ ? to_nfc(content) : content, id);
+  for (const auto& token : read_tokens_added(root, name_)) {
+    if (member(member(member(root, "model"), "vocab"), token.content).is_null()) set_token(token.id, token.content);
+    bytes_[static_cast<size_t>(token.id)] = token.content;
+    if (token.normalized) {
+      normal.emplace_back(nfc_ ? to_nfc(token.content) : token.content, token.id);
     } else {
-      raw.emplace_back(content, id);
+      raw.emplace_back(token.content, token.id);
     }
   }
   raw_added_ = AddedTokens(std::move(raw));
@@ -208,7 +142,7 @@ void BpeTokenizer::read_added_tokens(const Config& root) {
 
 void BpeTokenizer::read_steps(const Config& root) {
   const Config& pre = member(root, "pre_tokenizer");
-  const bool sequence = text(pre, "type") == "Sequence";
+  const bool sequence = text_at(pre, "type") == "Sequence";
   const Config& steps = sequence ? member(pre, "pretokenizers") : pre;
   if (sequence && (!steps.is_array() || steps.size() > kMaxSteps)) {
     fail("{}: the pre-tokenizer's sequence is not a list of at most {}", name_, kMaxSteps);
@@ -216,23 +150,24 @@ void BpeTokenizer::read_steps(const Config& root) {
   bool byte_level = false;
   for (const auto& step : sequence || pre.is_null() ? steps : Config::array({pre})) {
     steps_.push_back(read_step(step));
-    byte_level = byte_level || text(step, "type") == "ByteLevel";
+    byte_level = byte_level || text_at(step, "type") == "ByteLevel";
   }
   if (!byte_level) fail("{}: no ByteLevel pre-tokenizer: this is not byte-level BPE", name_);
 }
 
 BpeTokenizer::Step BpeTokenizer::read_step(const Config& step) const {
-  const std::string type = text(step, "type");
+  const std::string type = text_at(step, "type");
   if (type == "ByteLevel") {
-    const bool split = flag(step, "use_regex", true);
-    return {flag(step, "add_prefix_space", true),
+    const bool split = flag_at(step, "use_regex", true);
+    return {flag_at(step, "add_prefix_space", true),
             split ? std::optional<RegexSplitter>(std::in_place, kGpt2Pattern, name_) : std::nullopt};
   }
   if (type == "Digits") {
-    return {false, RegexSplitter(flag(step, "individual_digits", false) ? "\\p{N}" : "\\p{N}+", name_)};
+    return {false, RegexSplitter(flag_at(step, "individual_digits", false) ? "\\p{N}" : "\\p{N}+", name_)};
   }
   const Config& pattern = member(member(step, "pattern"), "Regex");
-  if (type == "Split" && text(step, "behavior") == "Isolated" && !flag(step, "invert", false) && pattern.is_string()) {
+  if (type == "Split" && text_at(step, "behavior") == "Isolated" && !flag_at(step, "invert", false) &&
+      pattern.is_string()) {
     return {false, RegexSplitter(pattern.get<std::string>(), name_)};
   }
   fail("{}: pre-tokenizer '{}' is not supported; expected ByteLevel, Digits, or Split by an isolated Regex", name_,
@@ -248,9 +183,9 @@ std::string BpeTokenizer::token_bytes(int32_t id) const {
 
 std::vector<int32_t> BpeTokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids;
-  cut(raw_added_, text, ids, [&](std::string_view rest) {
+  raw_added_.cut(text, ids, [&](std::string_view rest) {
     const std::string normal = nfc_ ? to_nfc(rest) : std::string();
-    cut(normal_added_, nfc_ ? normal : rest, ids, [&](std::string_view plain) { encode_plain(plain, 0, ids); });
+    normal_added_.cut(nfc_ ? normal : rest, ids, [&](std::string_view plain) { encode_plain(plain, 0, ids); });
   });
   return ids;
 }

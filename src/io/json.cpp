@@ -77,6 +77,22 @@ Config parse_json(std::string_view text, const std::string& name) {
   return root;
 }
 
+const Config& member(const Config& table, const std::string& key) {
+  static const Config nothing;
+  const auto found = table.is_object() ? table.find(key) : table.end();
+  return table.is_object() && found != table.end() ? *found : nothing;
+}
+
+bool flag_at(const Config& table, const std::string& key, bool otherwise) {
+  const Config& value = member(table, key);
+  return value.is_boolean() ? value.get<bool>() : otherwise;
+}
+
+std::string text_at(const Config& table, const std::string& key, const std::string& otherwise) {
+  const Config& value = member(table, key);
+  return value.is_string() ? value.get<std::string>() : otherwise;
+}
+
 std::string printable(std::string_view text, size_t limit) {
   std::string result;
   while (!text.empty()) {

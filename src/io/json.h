@@ -10,6 +10,12 @@ namespace seqloom {
 /// Throws Error that begins with `name` and says what is wrong and where.
 Config parse_json(std::string_view text, const std::string& name);
 
+/// Lenient look-ups: the value at `key`, null where there is none or `table` is no table; a flag, a text or `otherwise`
+/// where it is of another type.
+const Config& member(const Config& table, const std::string& key);
+bool flag_at(const Config& table, const std::string& key, bool otherwise);
+std::string text_at(const Config& table, const std::string& key, const std::string& otherwise = "");
+
 /// Untrusted text for a message: on one line, without control characters, valid UTF-8, cut after `limit` bytes.
 std::string printable(std::string_view text, size_t limit = 80);
 

@@ -100,43 +100,17 @@ void compose(std::vector<Mark>& text) {
   text.resize(size);
 }
 
-char32_t decoded(std::string_view character) {
-  const auto lead = static_cast<unsigned char>(character.front());
-  char32_t value = character.size() == 1 ? lead : lead & (0x7fU >> character.size());
-  for (const char c : character.substr(1)) value = value << 6 | (static_cast<unsigned char>(c) & 0x3fU);
-  return value;
-}
-
-void append(std::string& text, char32_t c) {
-  const auto continuation = [&](int shift) { text += static_cast<char>(0x80 | (c >> shift & 0x3f)); };
-  if (c < 0x80) {
-    text += static_cast<char>(c);
-  } else if (c < 0x800) {
-    text += static_cast<char>(0xc0 | c >> 6);
-    continuation(0);
-  } else if (c < 0x10000) {
-    text += static_cast<char>(0xe0 | c >> 12);
-    continuation(6);
-    continuation(0);
-  } else {
-    text += static_cast<char>(0xf0 | c >> 18);
-    continuation(12);
-    continuation(6);
-    continuation(0);
-  }
-}
-
 std::string normalized(std::string_view valid) {
   std::vector<Mark> marks;
   while (!valid.empty()) {
     const size_t bytes = utf8_step(valid).bytes;
-    decompose(decoded(valid.substr(0, bytes)), marks);
+    decompose(utf8_character(valid.substr(0, bytes)), marks);
     valid.remove_prefix(bytes);
   }
   reorder(marks);
   compose(marks);
   std::string result;
-  for (const Mark& mark : marks) append(result, mark.character);
+  for (const Mark& mark : marks) append_utf8(result, mark.character);
   return result;
 }
 
@@ -156,6 +130,15 @@ std::string to_nfc(std::string_view text) {
     result += text.substr(0, invalid);
     text.remove_prefix(invalid);
   }
+  return result;
+}
+
+std::u32string to_nfd(std::u32string_view text) {
+  std::vector<Mark> marks;
+  for (const char32_t character : text) decompose(character, marks);
+  reorder(marks);
+  std::u32string result;
+  for (const Mark& mark : marks) result += mark.character;
   return result;
 }
 

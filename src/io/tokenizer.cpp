@@ -1,9 +1,12 @@
 #include "io/tokenizer.h"
 
 #include "base/error.h"
+#include "base/random.h"
 #include "io/bpe_tokenizer.h"
+#include "io/json.h"
 #include "io/mapped_file.h"
 #include "io/utf8.h"
+#include "io/wordpiece_tokenizer.h"
 
 namespace seqloom {
 namespace {
@@ -26,9 +29,24 @@ class ByteTokenizer final : public Tokenizer {
   uint64_t fingerprint() const override { return 0; }
 };
 
+uint64_t hashed(std::string_view text) {
+  uint64_t hash = text.size();
+  for (const char c : text) hash = mixed(hash, static_cast<unsigned char>(c));
+  return hash;
+}
+
 constexpr const char* kReplacement = "\xef\xbf\xbd";
 
 }  // namespace
+
+std::vector<int32_t> Tokenizer::encode_framed(std::string_view text) const {
+  const TokenFrame around = frame();
+  std::vector<int32_t> ids = around.before;
+  const auto own = encode(text);
+  ids.insert(ids.end(), own.begin(), own.end());
+  ids.insert(ids.end(), around.after.begin(), around.after.end());
+  return ids;
+}
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   std::string text;
@@ -42,7 +60,11 @@ std::shared_ptr<Tokenizer> make_tokenizer(const std::string& spec) {
 }
 
 std::shared_ptr<Tokenizer> parse_tokenizer(std::string_view json, const std::string& name) {
-  return std::make_shared<BpeTokenizer>(json, name);
+  const Config root = parse_json(json, name);
+  if (text_at(member(root, "model"), "type") == "WordPiece") {
+    return std::make_shared<WordPieceTokenizer>(root, name, hashed(json));
+  }
+  return std::make_shared<BpeTokenizer>(root, name, hashed(json));
 }
 
 std::string Utf8Stream::push(std::string_view bytes) {

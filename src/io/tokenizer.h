@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "io/token_frame.h"
+
 namespace seqloom {
 
 /// Text to token ids and back.
@@ -13,11 +15,15 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
+  /// The text's own tokens.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
+  /// What the tokenizer puts round a text on its own.
+  virtual TokenFrame frame() const { return {}; }
+  std::vector<int32_t> encode_framed(std::string_view text) const;
   /// The bytes that a token stands for; not always whole characters. Throws UsageError for an id out of range.
   virtual std::string token_bytes(int32_t id) const = 0;
   virtual int64_t vocabulary() const = 0;
-  /// "bytes" or "bpe".
+  /// "bytes", "bpe" or "wordpiece".
   virtual std::string kind() const = 0;
   /// Differs between tokenizers that encode differently, for telling whether cached ids are stale.
   virtual uint64_t fingerprint() const = 0;

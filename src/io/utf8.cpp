@@ -41,4 +41,30 @@ size_t utf8_prefix(std::string_view text) {
   return at;
 }
 
+char32_t utf8_character(std::string_view bytes) {
+  const auto lead = static_cast<unsigned char>(bytes.front());
+  char32_t value = bytes.size() == 1 ? lead : lead & (0x7fU >> bytes.size());
+  for (const char c : bytes.substr(1)) value = value << 6 | (static_cast<unsigned char>(c) & 0x3fU);
+  return value;
+}
+
+void append_utf8(std::string& text, char32_t c) {
+  const auto continuation = [&](int shift) { text += static_cast<char>(0x80 | (c >> shift & 0x3f)); };
+  if (c < 0x80) {
+    text += static_cast<char>(c);
+  } else if (c < 0x800) {
+    text += static_cast<char>(0xc0 | c >> 6);
+    continuation(0);
+  } else if (c < 0x10000) {
+    text += static_cast<char>(0xe0 | c >> 12);
+    continuation(6);
+    continuation(0);
+  } else {
+    text += static_cast<char>(0xf0 | c >> 18);
+    continuation(12);
+    continuation(6);
+    continuation(0);
+  }
+}
+
 }  // namespace seqloom

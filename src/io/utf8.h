@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace seqloom {
@@ -16,6 +17,10 @@ Utf8Step utf8_step(std::string_view text);
 
 /// How many bytes at the start of `text` are whole characters.
 size_t utf8_prefix(std::string_view text);
+
+/// The character that a whole one's bytes stand for.
+char32_t utf8_character(std::string_view bytes);
+void append_utf8(std::string& text, char32_t character);
 
 inline bool is_utf8(std::string_view text) {
   return utf8_prefix(text) == text.size();

@@ -14,7 +14,8 @@ namespace {
 const std::string kData = SEQLOOM_SOURCE_DIR "/tests/io/data/";
 
 class SameIds : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Kinds, SameIds, testing::Values("plain", "prefixed", "split_nfc"));
+INSTANTIATE_TEST_SUITE_P(Kinds, SameIds,
+                         testing::Values("plain", "prefixed", "split_nfc", "wordpiece", "wordpiece_cased"));
 
 TEST_P(SameIds, AsTheReferenceLibrary) {
   const auto tokenizer = make_tokenizer(kData + GetParam() + ".tokenizer.json");
@@ -22,10 +23,13 @@ TEST_P(SameIds, AsTheReferenceLibrary) {
   for (const auto& entry : parse_json(read_file(expected), expected)) {
     const auto ids = tokenizer->encode(entry["text"].get<std::string>());
     EXPECT_EQ(ids, entry["ids"].get<std::vector<int32_t>>()) << entry["text"];
+    if (!entry.contains("framed")) continue;
+    EXPECT_EQ(tokenizer->encode_framed(entry["text"].get<std::string>()), entry["framed"].get<std::vector<int32_t>>());
   }
 }
 
 TEST_P(SameIds, DecodingGivesTheTextBack) {
+  if (std::string(GetParam()).starts_with("wordpiece")) GTEST_SKIP() << "WordPiece keeps no spaces";
   const auto tokenizer = make_tokenizer(kData + GetParam() + ".tokenizer.json");
   for (const char* text : {" It's 12\r\n\t  x", " \xff\xe4\xbd bytes \xc0\x80", " 你好 🙂<|end|> b"}) {
     EXPECT_EQ(tokenizer->decode(tokenizer->encode(text)), text);
@@ -66,6 +70,47 @@ std::shared_ptr<Tokenizer> small(const char* changes) {
 }
 
 using Ids = std::vector<int32_t>;
+
+TEST(BpeTokenizer, PutsItsTemplateRoundATextWhereAsked) {
+  const auto framed = small(R"({"post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"},
+      {"type": "TemplateProcessing", "special_tokens": {"<s>": {"ids": [3, 1]}},
+       "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<s>"}}]}]}})");
+  EXPECT_EQ(framed->encode("ab"), (Ids{2}));
+  EXPECT_EQ(framed->encode_framed("ab"), (Ids{3, 1, 2, 3, 1}));
+  EXPECT_EQ(small("{}")->encode_framed("ab"), (Ids{2}));
+  EXPECT_ERROR(small(R"({"post_processor": {"type": "Other"}})"), "t.json: post_processor 'Other' is not supported");
+  EXPECT_ERROR(small(R"({"post_processor": {"type": "BertProcessing", "cls": ["a", 0], "sep": ["b", 99]}})"),
+               "id 99 is beyond the vocabulary of 5");
+  EXPECT_ERROR(small(R"({"post_processor": {"type": "TemplateProcessing", "single": []}})"), "leaves the text out");
+}
+
+/// A small WordPiece tokenizer.json with `changes`.
+std::shared_ptr<Tokenizer> small_wordpiece(const char* changes) {
+  Config tree = Config::parse(R"({
+    "model": {"type": "WordPiece", "vocab": {"[UNK]": 0, "a": 1, "##": 2, "##b": 3, "ab": 4, "##ab": 5, "#": 6}},
+    "normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"}})");
+  tree.merge_patch(Config::parse(changes));
+  return parse_tokenizer(tree.dump(), "w.json");
+}
+
+TEST(WordPieceTokenizer, TakesTheLongestPieces) {
+  const auto tokenizer = small_wordpiece("{}");
+  EXPECT_EQ(tokenizer->encode("abab aab Ab"), (Ids{4, 5, 1, 5, 4}));
+  EXPECT_EQ(tokenizer->encode("aba a#b ##"), (Ids{0, 1, 6, 0, 6, 6})) << "a prefix alone continues nothing";
+  EXPECT_EQ(tokenizer->encode("a\xff\xfe b"), (Ids{1, 0})) << "bytes that are not UTF-8 are left out";
+  EXPECT_EQ(tokenizer->decode(Ids{4, 5, 1}), " abab a");
+  EXPECT_EQ(small_wordpiece(R"({"model": {"max_input_chars_per_word": 2}})")->encode("ab aab"), (Ids{4, 0}));
+  EXPECT_MISUSE(tokenizer->token_bytes(7), "outside the vocabulary 0..6");
+}
+
+TEST(WordPieceTokenizer, RefusesWhatItCannotRead) {
+  EXPECT_ERROR(small_wordpiece(R"({"normalizer": {"type": "NFC"}})"),
+               "w.json: WordPiece is read with a BertNormalizer");
+  EXPECT_ERROR(small_wordpiece(R"({"model": {"unk_token": "?"}})"), "unk_token '?' is not in the vocabulary");
+  EXPECT_ERROR(small_wordpiece(R"({"model": {"vocab": {"x": 1}}})"), "id 1 belongs to");
+  EXPECT_ERROR(small_wordpiece(R"({"model": {"vocab": {"x": -1}}})"), "the id of 'x' is -1");
+  EXPECT_ERROR(small_wordpiece(R"({"model": {"vocab": null}})"), "model.vocab is not a table");
+}
 
 TEST(BpeTokenizer, MergesInOrderOfRank) {
   EXPECT_EQ(small("{}")->encode("ababa b"), (Ids{2, 4, 3, 1}));
