@@ -74,7 +74,13 @@ class Swiglu final : public ChannelMixer {
 
 template <typename C, typename Options>
 ChannelEntry describe_channel(std::string about) {
-  return {std::move(about), [](int64_t width, const Config& table, const std::string& where) {
+  const auto fields = [] {
+    static Options defaults;
+    Fields all;
+    defaults.describe(all);
+    return all;
+  };
+  return {std::move(about), fields, [](int64_t width, const Config& table, const std::string& where) {
             return std::make_shared<C>(width, read_options<Options>(table, where, {"kind"}));
           }};
 }

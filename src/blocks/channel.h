@@ -18,6 +18,7 @@ class ChannelMixer : public torch::nn::Module {
 
 struct ChannelEntry {
   std::string about;
+  std::function<Fields()> fields;  // the options with their defaults; the values live as long as the program
   std::function<std::shared_ptr<ChannelMixer>(int64_t width, const Config& table, const std::string& where)> make;
 };
 

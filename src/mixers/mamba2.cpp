@@ -10,8 +10,6 @@
 namespace seqloom {
 namespace {
 
-constexpr double kNormEps = 1e-5;
-
 void check_options(const Mamba2Options& o, int64_t inner, int64_t ssm) {
   if (ssm > inner) misuse("d_ssm = {} is above the inner width {}", ssm, inner);
   if (ssm % o.headdim != 0) misuse("headdim = {} does not divide the {} channels of the scan", o.headdim, ssm);
@@ -41,7 +39,7 @@ Mamba2::Mamba2(int64_t width, const Options& o)
   dt_bias_ = register_parameter("dt_bias", o.step.bias(heads_));
   A_log_ = register_parameter("A_log", torch::empty({heads_}).uniform_(1, 16).log());
   D_ = register_parameter("D", torch::ones({o.d_has_hdim ? ssm_ : heads_}));
-  if (o.rmsnorm) norm_ = register_module("norm", std::make_shared<RmsNorm>(ssm_, kNormEps, o.ngroups));
+  if (o.rmsnorm) norm_ = register_module("norm", std::make_shared<RmsNorm>(ssm_, o.norm_eps, o.ngroups));
   out_proj_ = register_module("out_proj", linear(inner_, width, o.bias));
 }
 

@@ -13,6 +13,7 @@ struct Mamba2Options {
   int64_t d_state = 128, d_conv = 4, expand = 2, headdim = 64, ngroups = 1, chunk_size = 64;
   std::optional<int64_t> d_ssm;
   bool rmsnorm = true, norm_before_gate = false, d_has_hdim = false, bias = false, conv_bias = true;
+  double norm_eps = 1e-5;
   std::vector<double> dt_limit = {0};
   StepSizeInit step;
 
@@ -24,6 +25,7 @@ struct Mamba2Options {
     f.add("ngroups", ngroups, "groups of heads that share B and C; divides the number of heads").at_least(1);
     f.add("d_ssm", d_ssm, "channels that pass through the scan, the rest of E is a gated MLP; none: all").at_least(1);
     f.add("rmsnorm", rmsnorm, "norm of the scan's output, a group at a time; false: its gate alone");
+    f.add("norm_eps", norm_eps, "eps of that norm").greater_than(0);
     f.add("norm_before_gate", norm_before_gate, "norm(y) silu(z) in place of norm(y silu(z))");
     f.add("d_has_hdim", d_has_hdim, "the skip D has an entry a channel, not a head").also("D_has_hdim");
     f.add("dt_limit", dt_limit, "bounds of the step size: [low] or [low, high]").at_least(0);

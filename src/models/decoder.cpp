@@ -12,6 +12,7 @@
 #include "mixers/step_parts.h"
 #include "mixers/token_positions.h"
 #include "models/checkpointing.h"
+#include "models/layers.h"
 #include "ops/precision.h"
 
 namespace seqloom {
@@ -22,53 +23,27 @@ Decoder::Decoder(int64_t vocabulary, const Config& table, const std::string& whe
   // Tied, this makes logits of unit variance; as an input it is large enough not to drown in what the first layers add,
   // which start as torch's linear layers do and not at GPT-2's 0.02.
   const double std = 1 / std::sqrt(static_cast<double>(width));
-  embedding_ = register_module("embedding", Embedding(vocabulary, width));
+  const int64_t rows = options_.vocabulary_rows.value_or(vocabulary);
+  if (rows < vocabulary) {
+    misuse("{}.vocabulary_rows = {}: there are {} tokens, each of which needs a row", where, rows, vocabulary);
+  }
+  embedding_ = register_module("embedding", Embedding(rows, width));
   const bool random = !WithoutInitialisation::on();
   if (random) torch::nn::init::normal_(embedding_->weight, 0, std);
   if (options_.position == "learned") {
     position_ = register_module("position", torch::nn::Embedding(options_.max_length, width));
     torch::nn::init::normal_(position_->weight, 0, std);
   }
-  add_layers(options_.layers, where + ".layers");
+  layers_ = make_layers(width, options_.residual, options_.layers, options_.channel, where + ".layers");
+  auto list = register_module("layers", torch::nn::ModuleList());
+  for (const auto& layer : layers_) list->push_back(layer);
   final_norm_ =
       register_module("final_norm", std::make_shared<Norm>(options_.residual.norm, width, options_.residual.norm_eps));
   if (!options_.tied) {
-    head_ = register_module("head", Linear(width, vocabulary, false));
+    head_ = register_module("head", Linear(width, rows, false));
     if (random) torch::nn::init::normal_(head_->weight, 0, std);
   }
   if (random) shrink_branch_outputs();
-}
-
-void Decoder::add_layers(const Config& layers, const std::string& where) {
-  struct LayerOptions {
-    int64_t repeat = 1, conv = 0;
-    Config mixer, channel;
-    void describe(Fields& f) {
-      f.add("repeat", repeat, "how many such layers follow each other").at_least(1).at_most(1024);
-      f.add("conv", conv, "kernel of a causal depthwise convolution before the mixer; 0: none")
-          .at_least(0)
-          .at_most(1024);
-      f.add("mixer", mixer, "the token mixer");
-      f.add("channel", channel, "the channel mixer");
-    }
-  };
-  if (!layers.is_array() || layers.empty()) {
-    misuse("{}: expected a list of layers, like [ {{ mixer = {{ kind = \"mamba\" }} }} ]", where);
-  }
-  auto list = register_module("layers", torch::nn::ModuleList());
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const std::string here = fmt::format("{}.{}", where, i);
-    const auto layer = read_options<LayerOptions>(layers[i], here);
-    const Config& channel = layer.channel.is_null() ? options_.channel : layer.channel;
-    for (int64_t r = 0; r < layer.repeat; ++r) {
-      auto block = std::make_shared<ResidualBlock>(
-          options_.width, options_.residual, make_mixer(options_.width, layer.mixer, here + ".mixer"),
-          make_channel_mixer(options_.width, channel, layer.channel.is_null() ? "model.channel" : here + ".channel"),
-          layer.conv);
-      list->push_back(block);
-      layers_.push_back(std::move(block));
-    }
-  }
 }
 
 void Decoder::shrink_branch_outputs() {
@@ -124,7 +99,7 @@ Tensor Decoder::hidden_of(const Tensor& vectors, Pass& pass) {
 }
 
 Tensor Decoder::logits(const Tensor& hidden) {
-  return ops::widened(torch::linear(hidden, output_weight()));
+  return ops::widened(torch::linear(hidden, output_weight())).narrow(-1, 0, vocabulary_);
 }
 
 Tensor Decoder::extend(const Tensor& ids, Memory& memory) {

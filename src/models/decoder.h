@@ -16,6 +16,7 @@ struct DecoderOptions {
   std::string position = "none";
   int64_t max_length = 2048;
   bool tied = true;
+  std::optional<int64_t> vocabulary_rows;
   ResidualOptions residual;
 
   void describe(Fields& f) {
@@ -25,6 +26,9 @@ struct DecoderOptions {
     f.add("position", position, "position vectors added to the embedding").one_of({"none", "learned", "sinusoidal"});
     f.add("max_length", max_length, "length of the learned position table").at_least(1).at_most(1 << 24);
     f.add("tied", tied, "the output projection is the embedding matrix");
+    f.add("vocabulary_rows", vocabulary_rows, "rows of the embedding where that is padded; none: one a token")
+        .at_least(1)
+        .at_most(1 << 26);
     residual.describe(f);
   }
 };
@@ -42,7 +46,7 @@ class Decoder : public torch::nn::Module {
   Tensor hidden_of(const Tensor& x, Pass& pass);
   /// hidden [..., D] -> logits [..., vocabulary] float32.
   Tensor logits(const Tensor& hidden);
-  /// [vocabulary, D]: logits = hidden @ this^T.
+  /// [rows, D]: logits = hidden @ this^T, of which the rows that pad the vocabulary are left out.
   const Tensor& output_weight() const { return head_ ? head_->weight : embedding_->weight; }
 
   /// The streaming form of `hidden`: reads T >= 1 more tokens. Throws UsageError when a layer is bidirectional.
@@ -71,7 +75,6 @@ class Decoder : public torch::nn::Module {
   void set_checkpointing(bool on) { checkpointing_ = on; }
 
  private:
-  void add_layers(const Config& layers, const std::string& where);
   void shrink_branch_outputs();
   Tensor embed(const Tensor& ids) const;
   Tensor positioned(const Tensor& x, int64_t first, const Pass& pass);
