@@ -9,7 +9,7 @@ namespace seqloom {
 namespace {
 
 struct EvalArguments {
-  std::string checkpoint, data;
+  std::string checkpoint, data, logits;
   int64_t context = 0, tokens = 0, cache_every = 0;
   bool json = false;
 };
@@ -21,8 +21,14 @@ void evaluate(const EvalArguments& arguments) {
   const int64_t end = arguments.tokens > 0 ? std::min(text.size(), arguments.tokens + 1) : text.size();
   const int64_t context = arguments.context > 0 ? arguments.context : model.options.context;
   Progress progress("evaluating", end - 1);
-  const TextScore score = score_text(*model.decoder, *model.tokenizer, text, 0, end, context,
-                                     [&](int64_t done) { progress.update(done, "tokens"); });
+  std::vector<Tensor> logits;
+  const auto watch = [&](const Tensor& row) {
+    if (!arguments.logits.empty()) logits.push_back(row);
+  };
+  const TextScore score = score_text(
+      *model.decoder, *model.tokenizer, text, 0, end, context, [&](int64_t done) { progress.update(done, "tokens"); },
+      watch);
+  if (!arguments.logits.empty()) save_safetensors(arguments.logits, {{"logits", torch::cat(logits)}}, {});
   progress.finish(fmt::format("{} tokens", score.tokens));
   if (arguments.json) {
     fmt::print("{}\n", Config({{"bits_per_byte", score.bits_per_byte()},
@@ -50,6 +56,9 @@ void add_eval_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->add_option("--tokens", arguments->tokens, "read at most this many tokens")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 62));
+  command->add_option("--logits", arguments->logits,
+                      "write the logits of every token's successor to this safetensors file, 'logits' [tokens, "
+                      "vocabulary]: to compare models or versions of one");
   add_cache_every(*command, arguments->cache_every);
   command->add_flag("--json", arguments->json, "print the result as JSON");
   command->callback([arguments] { evaluate(*arguments); });

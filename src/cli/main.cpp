@@ -60,6 +60,9 @@ int run(int argc, char** argv) {
   add_bench_command(app);
   add_mixers_command(app);
   add_inspect_command(app);
+  add_import_command(app);
+  add_export_command(app);
+  add_embed_command(app);
   try {
     app.parse(argc, argv);
     return 0;

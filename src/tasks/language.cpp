@@ -106,7 +106,8 @@ double TextScore::perplexity() const {
 }
 
 TextScore score_text(Decoder& decoder, const Tokenizer& tokenizer, const TokenFile& text, int64_t begin, int64_t end,
-                     int64_t context, const std::function<void(int64_t)>& progress) {
+                     int64_t context, const std::function<void(int64_t)>& progress,
+                     const std::function<void(const torch::Tensor&)>& watch) {
   const torch::NoGradGuard no_grad;
   TextScore score;
   for (int64_t at = begin; at + 1 < end; at += context) {
@@ -115,6 +116,7 @@ TextScore score_text(Decoder& decoder, const Tokenizer& tokenizer, const TokenFi
     text.read(at, count + 1, row.data_ptr<int64_t>());
     Pass pass;
     const torch::Tensor logits = decoder.logits(decoder.hidden(row.narrow(1, 0, count), pass)).squeeze(0);
+    if (watch) watch(logits);
     const torch::Tensor targets = row[0].narrow(0, 1, count);
     score.nats += torch::cross_entropy_loss(logits, targets, {}, at::Reduction::Sum).item<double>();
     score.tokens += count;

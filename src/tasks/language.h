@@ -35,7 +35,8 @@ struct LanguageModel {
 /// Throws Error when `path` is not a checkpoint of a language model.
 LanguageModel load_language_model(const std::string& path);
 
-/// How well a decoder predicts tokens [begin, end) of a text, read in rows of `context` tokens.
+/// How well a decoder predicts tokens [begin, end) of a text, read in rows of `context` tokens. `watch` is shown the
+/// logits of each row, [T, vocabulary].
 struct TextScore {
   double nats = 0;  // summed over predicted tokens
   int64_t tokens = 0, bytes = 0;
@@ -44,6 +45,7 @@ struct TextScore {
 };
 TextScore score_text(
     Decoder& decoder, const Tokenizer& tokenizer, const TokenFile& text, int64_t begin, int64_t end, int64_t context,
-    const std::function<void(int64_t done)>& progress = [](int64_t) {});
+    const std::function<void(int64_t done)>& progress = [](int64_t) {},
+    const std::function<void(const Tensor& logits)>& watch = {});
 
 }  // namespace seqloom
