@@ -35,7 +35,12 @@ Session start_session(const GenerateArguments& arguments, const LanguageModel& m
   Session session(model.decoder, model_id);
   if (!arguments.load_state.empty()) session.load(arguments.load_state);
   std::vector<int64_t> prompt;
-  for (const int32_t id : model.tokenizer->encode(arguments.prompt)) prompt.push_back(id);
+  // what the tokenizer puts round a text stands at a stream's beginning, not where it goes on
+  const bool begins = arguments.load_state.empty() && !arguments.prompt.empty();
+  const auto& tokenizer = *model.tokenizer;
+  for (const int32_t id : begins ? tokenizer.encode_framed(arguments.prompt) : tokenizer.encode(arguments.prompt)) {
+    prompt.push_back(id);
+  }
   if (prompt.empty() && arguments.load_state.empty()) misuse("--prompt is empty; give some text, or --load-state");
   if (!prompt.empty()) session.read(prompt);
   return session;
