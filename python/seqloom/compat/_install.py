@@ -1,0 +1,209 @@
+"""install() and uninstall(): the drop-ins under the originals' import paths.
+
+A finder at the head of ``sys.meta_path`` answers imports of these packages:
+
+- A package that is not installed, or cannot be imported without Triton or its CUDA extension, is seqloom's whole.
+- Of a package that is installed, seqloom takes the modules that hold kernels, those of `OVERLAID`; the rest is the
+  package's own and runs on them.
+- What the package has loaded by then stays loaded; its functions go to seqloom for tensors on the CPU, and to the
+  package itself for others.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import FunctionType, ModuleType
+
+import torch
+
+from seqloom.compat import _transformers
+
+PREFIX = "seqloom.compat."
+FAMILIES = ("delta_rule", "gated_delta_rule", "gla", "linear_attn", "retention", "simple_gla")
+TRITON = (
+    "k_activations",
+    "layer_norm",
+    "layernorm_gated",
+    "mamba3",
+    "selective_state_update",
+    "softplus",
+    "ssd_chunk_scan",
+    "ssd_chunk_state",
+    "ssd_combined",
+    "ssd_state_passing",
+)
+# The modules of each package that hold kernels.
+OVERLAID = {
+    "causal_conv1d": (
+        "causal_conv1d",
+        "causal_conv1d.causal_conv1d_interface",
+        "causal_conv1d.causal_conv1d_varlen",
+        "causal_conv1d.cpp_functions",
+    ),
+    "mamba_ssm": (
+        "mamba_ssm.ops.selective_scan_interface",
+        *(f"mamba_ssm.ops.triton.{name}" for name in TRITON),
+    ),
+    "fla": tuple(f"fla.ops.{name}" for name in FAMILIES),
+}
+# Submodules of the originals that are one module here.
+FLAT = (*OVERLAID["fla"], "mamba_ssm.ops.triton.mamba3")
+# What a package needs for its own modules to be worth having.
+NEEDS = {"causal_conv1d": "causal_conv1d_cuda", "mamba_ssm": "einops", "fla": "triton"}
+
+
+def ours(name: str) -> ModuleType | None:
+    """Seqloom's module for an import path, None if there is none."""
+    flat = next((module for module in FLAT if name.startswith(module + ".")), None)
+    if flat is not None:
+        submodule = name[len(flat) + 1 :]
+        known = submodule in ("chunk", "fused_chunk", "fused_recurrent", "gate", "naive", "parallel") or (
+            flat.endswith("mamba3") and submodule in ("mamba3_siso_combined", "mamba3_mimo_rotary_step")
+        )
+        return importlib.import_module(PREFIX + flat) if known else None
+    try:
+        return importlib.import_module(PREFIX + name)
+    except ModuleNotFoundError as error:
+        if error.name == PREFIX + name:
+            return None
+        raise
+
+
+class Alias(importlib.abc.Loader):
+    """Loads seqloom's module under another name."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """The module itself."""
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to do but to give the module its own spec back."""
+        module.__spec__ = self.spec
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Answers imports of the packages with seqloom's modules."""
+
+    def __init__(self) -> None:
+        self.real: dict[str, bool] = {}  # whether a package's own modules are used beside seqloom's
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The spec of seqloom's module for `name`, None to leave it to the other finders."""
+        if name == _transformers.HUB:
+            return _transformers.patched_spec(name, path)
+        package = name.partition(".")[0]
+        if package not in OVERLAID:
+            return None
+        if self.uses_real(package) and not _covers(OVERLAID[package], name):
+            return None
+        module = ours(name)
+        if module is None:
+            return None
+        spec = importlib.machinery.ModuleSpec(name, Alias(module), is_package=hasattr(module, "__path__"))
+        if name in FLAT:  # its other submodules, if any, are the package's own
+            real = importlib.machinery.PathFinder.find_spec(name, path) if path else None
+            module.__path__ = list(real.submodule_search_locations or []) if real is not None else []
+        return spec
+
+    def uses_real(self, package: str) -> bool:
+        """Whether the package is installed with what its own modules need."""
+        if package not in self.real:
+            found = all(importlib.machinery.PathFinder.find_spec(name) for name in (package, NEEDS[package]))
+            self.real[package] = found
+        return self.real[package]
+
+
+def _covers(modules: tuple[str, ...], name: str) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+_finder: Finder | None = None
+_dispatched: list[tuple[ModuleType, str, object]] = []  # (module, name, what stood there)
+
+
+def install() -> None:
+    """Put the drop-ins under the import paths of mamba_ssm, causal_conv1d and fla, and into Hugging Face transformers.
+
+    May be called before or after those packages are imported, and again; `uninstall` takes it back.
+    """
+    global _finder
+    if _finder is not None:
+        return
+    _finder = Finder()
+    sys.meta_path.insert(0, _finder)
+    _dispatch_loaded()
+    _transformers.install()
+
+
+def uninstall() -> None:
+    """Take `install` back. Names that other modules imported from the drop-ins meanwhile stay what they are there."""
+    global _finder
+    if _finder is None:
+        return
+    sys.meta_path.remove(_finder)
+    _finder = None
+    _transformers.uninstall()
+    for module, name, original in reversed(_dispatched):
+        setattr(module, name, original)
+    _dispatched.clear()
+    aliases = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in OVERLAID and _is_ours(m)}
+    for name, module in aliases.items():
+        del sys.modules[name]
+        parent, _, child = name.rpartition(".")
+        holder = sys.modules.get(parent)
+        if holder is not None and not _is_ours(holder) and vars(holder).get(child) is module:
+            delattr(holder, child)
+
+
+def _is_ours(module: ModuleType | None) -> bool:
+    return getattr(module, "__name__", "").startswith(PREFIX)
+
+
+def installed() -> bool:
+    """Whether the drop-ins are in place."""
+    return _finder is not None
+
+
+def _dispatch_loaded() -> None:
+    """Let functions of packages that are loaded already go to seqloom for tensors on the CPU, wherever they stand."""
+    replacements: dict[int, Callable] = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in OVERLAID or module is None:
+            continue
+        if not _covers(OVERLAID[name.partition(".")[0]], name):
+            continue
+        mine = ours(name)
+        for key, theirs in list(vars(module).items()) if mine is not None else []:
+            drop_in = vars(mine).get(key)
+            if isinstance(theirs, FunctionType) and callable(drop_in) and theirs is not drop_in:
+                replacements[id(theirs)] = _by_device(theirs, drop_in)
+    if not replacements:
+        return
+    for module in list(sys.modules.values()):
+        if not isinstance(module, ModuleType) or _is_ours(module):
+            continue
+        for key, value in list(vars(module).items()):
+            if id(value) in replacements and isinstance(value, FunctionType):
+                _dispatched.append((module, key, value))
+                setattr(module, key, replacements[id(value)])
+
+
+def _by_device(theirs: Callable, drop_in: Callable) -> Callable:
+    @functools.wraps(theirs)
+    def dispatched(*args, **kwargs):
+        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
+        on_cpu = first is not None and first.device.type == "cpu"
+        return (drop_in if on_cpu else theirs)(*args, **kwargs)
+
+    return dispatched

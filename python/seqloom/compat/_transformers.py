@@ -1,0 +1,196 @@
+"""Hugging Face transformers: the functions its mixers call go to seqloom for tensors on the CPU.
+
+Its models hold each kernel as a function of their module, made by ``use_kernel_func_from_hub_with_fallback(name,
+package)`` from a plain PyTorch one: the package's function if it can be imported, else the plain one. Those functions
+are replaced in models that are loaded, and the decorator for models that are loaded later. Models of before that
+decorator ask for CUDA in their ``forward``; on a CPU they are led to their ``cuda_kernels_forward``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from seqloom.compat import causal_conv1d
+from seqloom.compat.fla.ops import gated_delta_rule
+from seqloom.compat.mamba_ssm.ops import selective_scan_interface
+from seqloom.compat.mamba_ssm.ops.triton import selective_state_update, ssd_combined
+
+HUB = "transformers.integrations.hub_kernels"
+DECORATOR = "use_kernel_func_from_hub_with_fallback"
+
+# The kernels by their names in the original packages.
+DROP_INS: dict[str, Callable] = {
+    "causal_conv1d_fn": causal_conv1d.causal_conv1d_fn,
+    "causal_conv1d_update": causal_conv1d.causal_conv1d_update,
+    "selective_scan_fn": selective_scan_interface.selective_scan_fn,
+    "selective_state_update": selective_state_update.selective_state_update,
+    "mamba_chunk_scan_combined": ssd_combined.mamba_chunk_scan_combined,
+    "chunk_gated_delta_rule": gated_delta_rule.chunk_gated_delta_rule,
+    "fused_recurrent_gated_delta_rule": gated_delta_rule.fused_recurrent_gated_delta_rule,
+}
+# These run a whole block in training, and leave out the mask of padding behind the convolution. On a CPU the models go
+# the way they go without them, through the kernels above: the same result, as fast.
+WHOLE_BLOCKS = ("mamba_inner_fn", "mamba_split_conv1d_scan_combined")
+# These change a state in place and have no gradient.
+UPDATES = ("causal_conv1d_update", "selective_state_update")
+
+_enabled = False
+
+
+def install() -> None:
+    """Replace the functions of all models, loaded now or later."""
+    global _enabled
+    _enabled = True
+    if HUB in sys.modules:
+        _patch_hub(sys.modules[HUB])
+    for module in _models():
+        _patch_model(module)
+
+
+def uninstall() -> None:
+    """Take `install` back."""
+    global _enabled
+    _enabled = False
+    if HUB in sys.modules:
+        for module in _holders():
+            original = getattr(vars(module)[DECORATOR], "seqloom_original", None)
+            if original is not None:
+                setattr(module, DECORATOR, original)
+    for module in _models():
+        for name, value in list(vars(module).items()):
+            original = getattr(value, "seqloom_original", None)
+            if original is not None:
+                setattr(module, name, original)
+            elif inspect.isclass(value) and hasattr(vars(value).get("forward"), "seqloom_original"):
+                value.forward = vars(value)["forward"].seqloom_original
+
+
+def patched_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
+    """The spec of transformers' module with the decorator, which is patched as soon as it is loaded."""
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    if spec is not None and spec.loader is not None:
+        spec.loader = _Patched(spec.loader)
+    return spec
+
+
+class _Patched(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _patch_hub(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+
+def _models() -> list[ModuleType]:
+    """Loaded modules of models, of transformers and of a checkpoint's own code."""
+    names = ("transformers.models.", "transformers_modules.")
+    return [m for name, m in list(sys.modules.items()) if name.startswith(names) and "modeling" in name and m]
+
+
+def _holders() -> list[ModuleType]:
+    """Modules that have the decorator by name."""
+    return [m for name, m in list(sys.modules.items()) if name.startswith("transformers") and m and DECORATOR in vars(m)]
+
+
+def _patch_hub(hub: ModuleType) -> None:
+    original = getattr(hub, DECORATOR, None)
+    if original is None or hasattr(original, "seqloom_original"):
+        return
+
+    @functools.wraps(original)
+    def decorator(func_name: str, package: str, internal_path: str | None = None):
+        theirs = original(func_name, package, internal_path)
+
+        def decorate(plain: Callable) -> Callable:
+            return _dispatched(func_name, theirs(plain), plain)
+
+        return decorate
+
+    decorator.seqloom_original = original
+    hub.__dict__[DECORATOR] = decorator
+    for module in _holders():
+        setattr(module, DECORATOR, decorator)
+
+
+def _patch_model(module: ModuleType) -> None:
+    for name, value in list(vars(module).items()):
+        if hasattr(value, "seqloom_original"):
+            continue
+        if inspect.isfunction(value) and value.__module__ == module.__name__:
+            kernel = _kernel_of(value)
+            if kernel is not None:
+                setattr(module, name, _dispatched(kernel, value, value.__wrapped__))
+        elif inspect.isclass(value) and {"cuda_kernels_forward", "slow_forward"} <= vars(value).keys():
+            _lead_to_kernels(module, value)
+
+
+def _kernel_of(function: Callable) -> str | None:
+    """The name that a function of a model was decorated with."""
+    if not hasattr(function, "__wrapped__"):
+        return None
+    name = inspect.getclosurevars(function).nonlocals.get("func_name")
+    return name if name in DROP_INS or name in WHOLE_BLOCKS else None
+
+
+def _dispatched(kernel: str, theirs: Callable, plain: Callable) -> Callable:
+    """A model's function that goes to seqloom on the CPU."""
+    if kernel not in DROP_INS and kernel not in WHOLE_BLOCKS:
+        return theirs
+    drop_in = DROP_INS.get(kernel, plain)
+    parameters = frozenset(inspect.signature(drop_in).parameters)
+
+    @functools.wraps(plain)
+    def dispatched(*args, **kwargs):
+        if not _enabled or args[0].device.type != "cpu" or torch.compiler.is_exporting():
+            return theirs(*args, **kwargs)
+        if not _takes(kernel, args, kwargs):
+            return plain(*args, **kwargs)
+        return drop_in(*args, **{name: value for name, value in kwargs.items() if name in parameters})
+
+    dispatched.seqloom_original = theirs
+    return dispatched
+
+
+def _takes(kernel: str, args: tuple, kwargs: dict) -> bool:
+    if kwargs.get("activation") not in (None, "silu", "swish"):
+        return False
+    if kernel not in UPDATES or not torch.is_grad_enabled():
+        return True
+    return not any(isinstance(a, torch.Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
+
+
+def _lead_to_kernels(module: ModuleType, mixer: type) -> None:
+    """A mixer that asks for CUDA: its functions are seqloom's, and on a CPU it takes its way through them."""
+    original = vars(mixer)["forward"]
+    if hasattr(original, "seqloom_original"):
+        return
+    for name, drop_in in DROP_INS.items():
+        if name in vars(module) and vars(module)[name] is None:
+            vars(module)[name] = drop_in
+    with_kernels = vars(mixer)["cuda_kernels_forward"]
+    accepted = frozenset(inspect.signature(with_kernels).parameters)
+
+    @functools.wraps(original)
+    def forward(self, hidden_states, *args, **kwargs):
+        if not _enabled or hidden_states.device.type != "cpu" or torch.compiler.is_exporting():
+            return original(self, hidden_states, *args, **kwargs)
+        return with_kernels(self, hidden_states, *args, **{k: v for k, v in kwargs.items() if k in accepted})
+
+    forward.seqloom_original = original
+    mixer.forward = forward
