@@ -147,8 +147,8 @@ def test_state_update_with_heads(softplus, has_rows, groups, tied, dtype):
     rows = torch.tensor([7, 0, 3], dtype=torch.int32) if has_rows else None
     x, z = torch.randn(batch, heads, width, dtype=dtype), torch.randn(batch, heads, width, dtype=dtype)
     shape = (heads, 1) if tied else (heads, width)
-    dt = torch.randn(batch, *shape, dtype=dtype).expand(batch, heads, width)
-    bias, D = (torch.rand(shape) - 4).expand(heads, width), torch.randn(shape).expand(heads, width)
+    dt = (torch.randn if softplus else torch.rand)(batch, *shape, dtype=dtype).expand(batch, heads, width)
+    bias, D = (torch.rand(shape) - 4 * softplus).expand(heads, width), torch.randn(shape).expand(heads, width)
     A = (-torch.rand(*shape, 1 if tied else states) - 1).expand(heads, width, states)
     B, C = torch.randn(batch, groups, states), torch.randn(batch, groups, states)
     want_state = state[rows.long()].clone() if has_rows else state.clone()
