@@ -153,7 +153,6 @@ def uninstall() -> None:
         return
     sys.meta_path.remove(_finder)
     _finder = None
-    _transformers.uninstall()
     for module, name, original in reversed(_dispatched):
         setattr(module, name, original)
     _dispatched.clear()
@@ -164,6 +163,7 @@ def uninstall() -> None:
         holder = sys.modules.get(parent)
         if holder is not None and not _is_ours(holder) and vars(holder).get(child) is module:
             delattr(holder, child)
+    _transformers.uninstall()
 
 
 def _is_ours(module: ModuleType | None) -> bool:

@@ -40,8 +40,6 @@ DROP_INS: dict[str, Callable] = {
 # These run a whole block in training, and leave out the mask of padding behind the convolution. On a CPU the models go
 # the way they go without them, through the kernels above: the same result, as fast.
 WHOLE_BLOCKS = ("mamba_inner_fn", "mamba_split_conv1d_scan_combined")
-# These change a state in place and have no gradient.
-UPDATES = ("causal_conv1d_update", "selective_state_update")
 
 _enabled = False
 
@@ -62,16 +60,19 @@ def uninstall() -> None:
     _enabled = False
     if HUB in sys.modules:
         for module in _holders():
-            original = getattr(vars(module)[DECORATOR], "seqloom_original", None)
-            if original is not None:
-                setattr(module, DECORATOR, original)
+            _restore(module, DECORATOR)
     for module in _models():
         for name, value in list(vars(module).items()):
-            original = getattr(value, "seqloom_original", None)
-            if original is not None:
-                setattr(module, name, original)
-            elif inspect.isclass(value) and hasattr(vars(value).get("forward"), "seqloom_original"):
-                value.forward = vars(value)["forward"].seqloom_original
+            _restore(module, name)
+            if inspect.isclass(value):
+                _restore(value, "forward")
+
+
+def _restore(holder: ModuleType | type, name: str) -> None:
+    """Undo the replacement of an attribute, if it was replaced: a replacement knows how what it stands for is made."""
+    restored = getattr(vars(holder).get(name), "seqloom_original", None)
+    if restored is not None:
+        setattr(holder, name, restored())
 
 
 def patched_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
@@ -115,15 +116,16 @@ def _patch_hub(hub: ModuleType) -> None:
 
     @functools.wraps(original)
     def decorator(func_name: str, package: str, internal_path: str | None = None):
-        theirs = original(func_name, package, internal_path)
-
         def decorate(plain: Callable) -> Callable:
-            return _dispatched(func_name, theirs(plain), plain)
+            def make() -> Callable:  # once more when seqloom's modules no longer stand for the package
+                return original(func_name, package, internal_path)(plain)
+
+            return _dispatched(func_name, make(), plain, make)
 
         return decorate
 
-    decorator.seqloom_original = original
-    hub.__dict__[DECORATOR] = decorator
+    decorator.seqloom_original = lambda: original
+    setattr(hub, DECORATOR, decorator)
     for module in _holders():
         setattr(module, DECORATOR, decorator)
 
@@ -135,7 +137,7 @@ def _patch_model(module: ModuleType) -> None:
         if inspect.isfunction(value) and value.__module__ == module.__name__:
             kernel = _kernel_of(value)
             if kernel is not None:
-                setattr(module, name, _dispatched(kernel, value, value.__wrapped__))
+                setattr(module, name, _dispatched(kernel, value, value.__wrapped__, lambda value=value: value))
         elif inspect.isclass(value) and {"cuda_kernels_forward", "slow_forward"} <= vars(value).keys():
             _lead_to_kernels(module, value)
 
@@ -148,8 +150,8 @@ def _kernel_of(function: Callable) -> str | None:
     return name if name in DROP_INS or name in WHOLE_BLOCKS else None
 
 
-def _dispatched(kernel: str, theirs: Callable, plain: Callable) -> Callable:
-    """A model's function that goes to seqloom on the CPU."""
+def _dispatched(kernel: str, theirs: Callable, plain: Callable, restored: Callable[[], Callable]) -> Callable:
+    """A model's function that goes to seqloom on the CPU; `restored` makes the one to put back in its place."""
     if kernel not in DROP_INS and kernel not in WHOLE_BLOCKS:
         return theirs
     drop_in = DROP_INS.get(kernel, plain)
@@ -159,20 +161,12 @@ def _dispatched(kernel: str, theirs: Callable, plain: Callable) -> Callable:
     def dispatched(*args, **kwargs):
         if not _enabled or args[0].device.type != "cpu" or torch.compiler.is_exporting():
             return theirs(*args, **kwargs)
-        if not _takes(kernel, args, kwargs):
+        if kwargs.get("activation") not in (None, "silu", "swish"):
             return plain(*args, **kwargs)
         return drop_in(*args, **{name: value for name, value in kwargs.items() if name in parameters})
 
-    dispatched.seqloom_original = theirs
+    dispatched.seqloom_original = restored
     return dispatched
-
-
-def _takes(kernel: str, args: tuple, kwargs: dict) -> bool:
-    if kwargs.get("activation") not in (None, "silu", "swish"):
-        return False
-    if kernel not in UPDATES or not torch.is_grad_enabled():
-        return True
-    return not any(isinstance(a, torch.Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
 
 
 def _lead_to_kernels(module: ModuleType, mixer: type) -> None:
@@ -192,5 +186,5 @@ def _lead_to_kernels(module: ModuleType, mixer: type) -> None:
             return original(self, hidden_states, *args, **kwargs)
         return with_kernels(self, hidden_states, *args, **{k: v for k, v in kwargs.items() if k in accepted})
 
-    forward.seqloom_original = original
+    forward.seqloom_original = lambda: original
     mixer.forward = forward
