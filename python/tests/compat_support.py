@@ -18,7 +18,9 @@ def outputs_and_gradients(function, tensors, **options):
         flat += output if isinstance(output, tuple) else [output]
     flat = [o for o in flat if o is not None]
     generator = torch.Generator().manual_seed(7)
-    loss = sum((o.real if o.is_complex() else o).float().mul(torch.randn(o.shape, generator=generator)).sum() for o in flat)
+    loss = sum(
+        (o.real if o.is_complex() else o).float().mul(torch.randn(o.shape, generator=generator)).sum() for o in flat
+    )
     asked = [t for t in inputs if t is not None]
     gradients = torch.autograd.grad(loss, asked, allow_unused=True)
     return [o.detach() for o in flat], list(gradients)

@@ -1,5 +1,7 @@
 """The drop-ins of fla.ops against its plain references, over that package's own parameters (thinned)."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,7 @@ def one_by_one(function, bounds):
     def run(*tensors):
         *rows, states = tensors
         os, lasts = [], []
-        for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (begin, end) in enumerate(pairwise(bounds)):
             state = None if states is None else states[i : i + 1]
             if begin == end:
                 lasts.append(state)
@@ -223,7 +225,7 @@ def test_linear_attn_of_packed_sequences():
     q, k, v = qkv((1, 100, 2, 16, 12))
     q, k, states, z = q.abs(), k.abs(), torch.rand(5, 2, 16, 12), torch.rand(5, 1, 2, 16)
     o, (last, last_z) = linear_attn.chunk_linear_attn(q, k, v, None, (states, z), True, True, bounds)
-    for i, (begin, end) in enumerate(zip(bounds.tolist(), bounds[1:].tolist(), strict=False)):
+    for i, (begin, end) in enumerate(pairwise(bounds.tolist())):
         part = slice(begin, end)
         if begin == end:
             assert torch.equal(last_z[i], z[i])
@@ -301,7 +303,13 @@ def test_gated_delta_rule_of_packed_sequences():
 
 def test_gated_delta_rule_makes_its_gates():
     q, k, v = qkv((2, 40, 2, 16, 12))
-    k, raw, A_log, bias, beta = F.normalize(k, dim=-1), torch.randn(2, 40, 2), torch.randn(2), torch.randn(2), torch.rand(2, 40, 2)
+    k, raw, A_log, bias, beta = (
+        F.normalize(k, dim=-1),
+        torch.randn(2, 40, 2),
+        torch.randn(2),
+        torch.randn(2),
+        torch.rand(2, 40, 2),
+    )
     made = -A_log.exp() * F.softplus(raw + bias)
     assert_near(gated_delta_rule.fused_gdn_gate(raw, A_log, bias), made, 1e-6)
     for function in (gated_delta_rule.chunk_gated_delta_rule, gated_delta_rule.fused_recurrent_gated_delta_rule):

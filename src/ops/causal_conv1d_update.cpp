@@ -6,6 +6,8 @@
 #include <fmt/ostream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "ops/packing.h"
 #include "ops/state_rows.h"
@@ -47,28 +49,42 @@ Grid<T> grid_of(const Tensor& t, int64_t row) {
   return {t.data_ptr<std::remove_const_t<T>>() + row * t.stride(0), t.stride(1), t.stride(2)};
 }
 
-/// One channel of one row; `line` has room for W - 1 + T inputs. `first` is where in the state x_0 goes if it is a
-/// ring, -1 if it is not.
+constexpr int64_t kBlock = 64;  // channels that are worked on together, so that loops over them are vectors
+
+/// Channels e .. e + count of one row. `line` has room for W - 1 + T inputs of a block. `first` is
+/// where in the state x_0 goes if it is a ring, -1 if it is not.
 template <typename State, typename Math>
-void update_channel(const Grid<const Math>& x, const Grid<State>& state, const Grid<Math>& y, const Math* taps,
-                    Math bias, int64_t e, int64_t width, int64_t length, int64_t tokens, int64_t first, Math* line) {
+void update_block(const Grid<const Math>& x, const Grid<State>& state, const Grid<Math>& y, const Math* taps,
+                  const Math* bias, int64_t e, int64_t count, int64_t width, int64_t length, int64_t tokens,
+                  int64_t first, Math* line) {
   const int64_t before = width - 1;
   for (int64_t j = 0; j < before; ++j) {
     const int64_t at = first < 0 ? length - before + j : (first - before + j + length) % length;
-    line[j] = static_cast<Math>(state.at(e, at));
+    for (int64_t i = 0; i < count; ++i) line[j * kBlock + i] = static_cast<Math>(state.at(e + i, at));
   }
-  for (int64_t t = 0; t < tokens; ++t) line[before + t] = x.at(e, t);
   for (int64_t t = 0; t < tokens; ++t) {
-    Math sum = bias;
-    for (int64_t j = 0; j < width; ++j) sum += taps[j] * line[t + j];
-    y.at(e, t) = sum;
+    for (int64_t i = 0; i < count; ++i) line[(before + t) * kBlock + i] = x.at(e + i, t);
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    Math sums[kBlock];
+    for (int64_t i = 0; i < count; ++i) sums[i] = bias == nullptr ? Math(0) : bias[e + i];
+    for (int64_t j = 0; j < width; ++j) {
+      const Math *inputs = line + (t + j) * kBlock, *weights = taps + e * width + j;
+      for (int64_t i = 0; i < count; ++i) sums[i] += weights[i * width] * inputs[i];
+    }
+    for (int64_t i = 0; i < count; ++i) y.at(e + i, t) = sums[i];
   }
   if (first >= 0) {
-    for (int64_t t = 0; t < tokens; ++t) state.at(e, (first + t) % length) = static_cast<State>(x.at(e, t));
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t i = 0; i < count; ++i) state.at(e + i, (first + t) % length) = static_cast<State>(x.at(e + i, t));
+    }
     return;
   }
-  for (int64_t i = 0; i < length; ++i) {
-    state.at(e, i) = i + tokens < length ? state.at(e, i + tokens) : static_cast<State>(x.at(e, i + tokens - length));
+  for (int64_t k = 0; k < length; ++k) {
+    const int64_t from = k + tokens;
+    for (int64_t i = 0; i < count; ++i) {
+      state.at(e + i, k) = from < length ? state.at(e + i, from) : static_cast<State>(x.at(e + i, from - length));
+    }
   }
 }
 
@@ -76,21 +92,21 @@ template <typename State, typename Math>
 void update(const Tensor& x, const Tensor& state, const Tensor& taps, const Optional& bias, const Tensor& y,
             const std::vector<int64_t>& rows, const std::vector<int64_t>& seen) {
   const int64_t channels = x.size(1), tokens = x.size(2), width = taps.size(1), length = state.size(2);
+  const int64_t blocks = (channels + kBlock - 1) / kBlock;
   const Math* weights = taps.const_data_ptr<Math>();
   const Math* offsets = bias ? bias->const_data_ptr<Math>() : nullptr;
   const auto work = [&](int64_t begin, int64_t end) {
-    std::vector<Math> line(width - 1 + tokens);
+    std::vector<Math> line((width - 1 + tokens) * kBlock);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / channels, e = i % channels;
+      const int64_t b = i / blocks, e = i % blocks * kBlock;
       if (rows[b] < 0) continue;
       const int64_t first = seen.empty() || length == 0 ? -1 : (seen[b] % length + length) % length;
-      update_channel<State, Math>(grid_of<const Math>(x, b), grid_of<State>(state, rows[b]), grid_of<Math>(y, b),
-                                  weights + e * width, offsets == nullptr ? Math(0) : offsets[e], e, width, length,
-                                  tokens, first, line.data());
+      update_block<State, Math>(grid_of<const Math>(x, b), grid_of<State>(state, rows[b]), grid_of<Math>(y, b), weights,
+                                offsets, e, std::min(kBlock, channels - e), width, length, tokens, first, line.data());
     }
   };
   constexpr int64_t kWork = 1 << 14;  // products that pay to give to another thread
-  at::parallel_for(0, x.size(0) * channels, std::max<int64_t>(1, kWork / (tokens * width + length)), work);
+  at::parallel_for(0, x.size(0) * blocks, std::max<int64_t>(1, kWork / (kBlock * (tokens * width + length))), work);
 }
 
 }  // namespace

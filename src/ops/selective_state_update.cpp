@@ -55,12 +55,13 @@ Tensor reference(const Tensor& state, const Tensor& x, const Tensor& dt, const T
   if (bias) step = step + widened(*bias);
   if (softplus) step = torch::softplus(step);
   const Tensor added = (step * widened(x)).unsqueeze(-1) * per_head(B);
-  const Tensor h = (step.unsqueeze(-1) * widened(A)).exp() * widened(state.index_select(0, index)) + added;
-  Tensor y = (h * per_head(C)).sum(-1);
+  const Tensor decay = (step.unsqueeze(-1) * widened(A)).exp();
+  const Tensor h = (decay * widened(state.index_select(0, index)) + added).to(state.scalar_type());
+  Tensor y = (widened(h) * per_head(C)).sum(-1);
   if (D) y = y + widened(*D) * widened(x);
   if (z) y = y * torch::silu(widened(*z));
   const Tensor places = kept.nonzero().flatten();
-  state.index_copy_(0, index.index_select(0, places), h.index_select(0, places).to(state.scalar_type()));
+  state.index_copy_(0, index.index_select(0, places), h.index_select(0, places));
   return y.masked_fill(kept.logical_not().view({-1, 1, 1}), 0);
 }
 
@@ -75,12 +76,11 @@ Tensor fused(const Tensor& state, const Tensor& x, const Tensor& dt, const Tenso
              const Optional& D, const Optional& z, const Optional& bias, bool softplus,
              const std::vector<int64_t>& rows) {
   const auto plain = [](const Optional& t) { return t ? widened(*t).contiguous() : Tensor(); };
-  const bool in_place = state.scalar_type() == torch::kFloat32 && state.is_contiguous();
-  Tensor held = in_place ? state : widened(state).contiguous();
+  Tensor held = state.contiguous();
   Tensor y = torch::empty(x.sizes(), widened(x).options().memory_format(at::MemoryFormat::Contiguous));
   cpu::selective_state_update(
       {plain(x), plain(dt), plain(z), rates_of(A), plain(B), plain(C), plain(D), plain(bias), rows, softplus}, held, y);
-  if (!in_place) state.copy_(held);
+  if (!held.is_same(state)) state.copy_(held);
   return y;
 }
 
@@ -110,7 +110,7 @@ Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor
   check_shapes(state, x, dt, A, B, C, D, z, dt_bias);
   const auto places = state_rows(rows, x.size(0), state.size(0), "selective_state_update");
   const auto given = [](const Optional& t) { return t.value_or(Tensor()); };
-  if (fusable({state, x, dt, A, B, C, given(D), given(z), given(dt_bias)})) {
+  if (state.scalar_type() == torch::kFloat32 && fusable({state, x, dt, A, B, C, given(D), given(z), given(dt_bias)})) {
     return fused(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, places).to(x.scalar_type());
   }
   const Tensor index = torch::tensor(places, torch::kInt64).to(state.device());

@@ -52,8 +52,9 @@ OVERLAID = {
     ),
     "fla": tuple(f"fla.ops.{name}" for name in FAMILIES),
 }
-# Submodules of the originals that are one module here.
-FLAT = (*OVERLAID["fla"], "mamba_ssm.ops.triton.mamba3")
+# Modules of the originals that are one here, and their parts.
+FLAT = OVERLAID["fla"]
+PARTS = ("chunk", "fused_chunk", "fused_recurrent", "gate", "naive", "parallel")
 # What a package needs for its own modules to be worth having.
 NEEDS = {"causal_conv1d": "causal_conv1d_cuda", "mamba_ssm": "einops", "fla": "triton"}
 
@@ -62,11 +63,7 @@ def ours(name: str) -> ModuleType | None:
     """Seqloom's module for an import path, None if there is none."""
     flat = next((module for module in FLAT if name.startswith(module + ".")), None)
     if flat is not None:
-        submodule = name[len(flat) + 1 :]
-        known = submodule in ("chunk", "fused_chunk", "fused_recurrent", "gate", "naive", "parallel") or (
-            flat.endswith("mamba3") and submodule in ("mamba3_siso_combined", "mamba3_mimo_rotary_step")
-        )
-        return importlib.import_module(PREFIX + flat) if known else None
+        return importlib.import_module(PREFIX + flat) if name[len(flat) + 1 :] in PARTS else None
     try:
         return importlib.import_module(PREFIX + name)
     except ModuleNotFoundError as error:
@@ -82,7 +79,7 @@ class Alias(importlib.abc.Loader):
         self.module, self.spec = module, module.__spec__
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """The module itself."""
+        """Return the module itself."""
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
@@ -99,7 +96,7 @@ class Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The spec of seqloom's module for `name`, None to leave it to the other finders."""
+        """Find the spec of seqloom's module for `name`, None to leave it to the other finders."""
         if name == _transformers.HUB:
             return _transformers.patched_spec(name, path)
         package = name.partition(".")[0]

@@ -2,8 +2,8 @@
 
 Its models hold each kernel as a function of their module, made by ``use_kernel_func_from_hub_with_fallback(name,
 package)`` from a plain PyTorch one: the package's function if it can be imported, else the plain one. Those functions
-are replaced in models that are loaded, and the decorator for models that are loaded later. Models of before that
-decorator ask for CUDA in their ``forward``; on a CPU they are led to their ``cuda_kernels_forward``.
+are replaced in models that are loaded, and the decorator for models that are loaded later. A transformers from before
+that decorator asks for CUDA inside its mixers and keeps its plain way; `install` warns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.abc
 import importlib.machinery
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -62,13 +63,11 @@ def uninstall() -> None:
         for module in _holders():
             _restore(module, DECORATOR)
     for module in _models():
-        for name, value in list(vars(module).items()):
+        for name in list(vars(module)):
             _restore(module, name)
-            if inspect.isclass(value):
-                _restore(value, "forward")
 
 
-def _restore(holder: ModuleType | type, name: str) -> None:
+def _restore(holder: ModuleType, name: str) -> None:
     """Undo the replacement of an attribute, if it was replaced: a replacement knows how what it stands for is made."""
     restored = getattr(vars(holder).get(name), "seqloom_original", None)
     if restored is not None:
@@ -76,7 +75,7 @@ def _restore(holder: ModuleType | type, name: str) -> None:
 
 
 def patched_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """The spec of transformers' module with the decorator, which is patched as soon as it is loaded."""
+    """Find the spec of transformers' module with the decorator, which is patched as soon as it is loaded."""
     spec = importlib.machinery.PathFinder.find_spec(name, path)
     if spec is not None and spec.loader is not None:
         spec.loader = _Patched(spec.loader)
@@ -99,19 +98,24 @@ class _Patched(importlib.abc.Loader):
 
 
 def _models() -> list[ModuleType]:
-    """Loaded modules of models, of transformers and of a checkpoint's own code."""
+    """List loaded modules of models, of transformers and of a checkpoint's own code."""
     names = ("transformers.models.", "transformers_modules.")
     return [m for name, m in list(sys.modules.items()) if name.startswith(names) and "modeling" in name and m]
 
 
 def _holders() -> list[ModuleType]:
     """Modules that have the decorator by name."""
-    return [m for name, m in list(sys.modules.items()) if name.startswith("transformers") and m and DECORATOR in vars(m)]
+    return [
+        m for name, m in list(sys.modules.items()) if name.startswith("transformers") and m and DECORATOR in vars(m)
+    ]
 
 
 def _patch_hub(hub: ModuleType) -> None:
     original = getattr(hub, DECORATOR, None)
-    if original is None or hasattr(original, "seqloom_original"):
+    if original is None:
+        warnings.warn("this transformers is too old: its mixers do not call seqloom on a CPU", stacklevel=2)
+        return
+    if hasattr(original, "seqloom_original"):
         return
 
     @functools.wraps(original)
@@ -138,12 +142,10 @@ def _patch_model(module: ModuleType) -> None:
             kernel = _kernel_of(value)
             if kernel is not None:
                 setattr(module, name, _dispatched(kernel, value, value.__wrapped__, lambda value=value: value))
-        elif inspect.isclass(value) and {"cuda_kernels_forward", "slow_forward"} <= vars(value).keys():
-            _lead_to_kernels(module, value)
 
 
 def _kernel_of(function: Callable) -> str | None:
-    """The name that a function of a model was decorated with."""
+    """Find the name that a function of a model was decorated with."""
     if not hasattr(function, "__wrapped__"):
         return None
     name = inspect.getclosurevars(function).nonlocals.get("func_name")
@@ -151,7 +153,7 @@ def _kernel_of(function: Callable) -> str | None:
 
 
 def _dispatched(kernel: str, theirs: Callable, plain: Callable, restored: Callable[[], Callable]) -> Callable:
-    """A model's function that goes to seqloom on the CPU; `restored` makes the one to put back in its place."""
+    """Make a model's function that goes to seqloom on the CPU; `restored` makes the one to put back in its place."""
     if kernel not in DROP_INS and kernel not in WHOLE_BLOCKS:
         return theirs
     drop_in = DROP_INS.get(kernel, plain)
@@ -167,24 +169,3 @@ def _dispatched(kernel: str, theirs: Callable, plain: Callable, restored: Callab
 
     dispatched.seqloom_original = restored
     return dispatched
-
-
-def _lead_to_kernels(module: ModuleType, mixer: type) -> None:
-    """A mixer that asks for CUDA: its functions are seqloom's, and on a CPU it takes its way through them."""
-    original = vars(mixer)["forward"]
-    if hasattr(original, "seqloom_original"):
-        return
-    for name, drop_in in DROP_INS.items():
-        if name in vars(module) and vars(module)[name] is None:
-            vars(module)[name] = drop_in
-    with_kernels = vars(mixer)["cuda_kernels_forward"]
-    accepted = frozenset(inspect.signature(with_kernels).parameters)
-
-    @functools.wraps(original)
-    def forward(self, hidden_states, *args, **kwargs):
-        if not _enabled or hidden_states.device.type != "cpu" or torch.compiler.is_exporting():
-            return original(self, hidden_states, *args, **kwargs)
-        return with_kernels(self, hidden_states, *args, **{k: v for k, v in kwargs.items() if k in accepted})
-
-    forward.seqloom_original = lambda: original
-    mixer.forward = forward

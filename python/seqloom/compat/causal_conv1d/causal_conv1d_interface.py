@@ -66,7 +66,7 @@ def causal_conv1d_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """The next tokens of the convolution; no gradients.
+    """Convolve the next tokens; no gradients.
 
     Parameters
     ----------

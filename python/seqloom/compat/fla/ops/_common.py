@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def check_packed(q: Tensor, cu_seqlens: Tensor | None, initial_state: Tensor | N
 
 
 def for_heads(t: Tensor, heads: int) -> Tensor:
-    """Queries or keys [B, T, H, K] for a multiple of H value heads."""
+    """Repeat queries or keys [B, T, H, K] for a multiple of H value heads."""
     if t.shape[2] == heads:
         return t
     if heads % t.shape[2]:
@@ -85,7 +86,7 @@ def reversed_sequences(state: Tensor | None, cu_seqlens: Tensor | None) -> tuple
 
 
 def transposed(state: Tensor | None, state_v_first: bool) -> Tensor | None:
-    """A state [N, H, K, V] as it is, or to and from [N, H, V, K]."""
+    """Turn a state [N, H, K, V] to and from [N, H, V, K] if asked for."""
     return state.transpose(-1, -2) if state is not None and state_v_first else state
 
 
@@ -101,7 +102,7 @@ def recurrence(
     gv: Tensor | None = None,
     beta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The rule of all families in plain PyTorch, token by token, in float32.
+    """Apply the rule of all families in plain PyTorch, token by token, in float32.
 
     S <- diag(e^{gk_t + g_t}) S diag(e^{gv_t}); u_t = v_t, or with beta the delta rule's beta_t (v_t - S^T k_t);
     S_t = S + k_t u_t^T; o_t = scale S_t^T q_t.
@@ -139,7 +140,7 @@ def recurrence(
 
 
 def _to_state(gate: Tensor | None, dims: tuple[int, ...]) -> Tensor | None:
-    """A gate to be broadcast to [B, T, H, K, V]."""
+    """Unsqueeze a gate, to be broadcast to [B, T, H, K, V]."""
     for dim in dims if gate is not None else ():
         gate = gate.unsqueeze(dim)
     return gate
@@ -158,14 +159,14 @@ def packed_recurrence(
     """`recurrence` for each of packed sequences, o of v's type; `reverse` runs from the last token to the first."""
     if reverse:
         q, k, v, *rest = (t if t is None else t.flip(1) for t in (q, k, v, *gates.values()))
-        gates = dict(zip(gates, rest))
+        gates = dict(zip(gates, rest, strict=True))
         state, cu_seqlens = reversed_sequences(state, cu_seqlens)
     if cu_seqlens is None:
         o, last = recurrence(q, k, v, scale, state, **gates)
     else:
         os, states = [], []
         bounds = cu_seqlens.tolist()
-        for i, part in enumerate(slice(*pair) for pair in zip(bounds, bounds[1:])):
+        for i, part in enumerate(slice(*pair) for pair in pairwise(bounds)):
             mine = {name: t if t is None else t[:, part] for name, t in gates.items()}
             start = None if state is None else state[i : i + 1]
             o, last = recurrence(q[:, part], k[:, part], v[:, part], scale, start, **mine)
@@ -178,7 +179,7 @@ def packed_recurrence(
 
 
 def parallel_form(q: Tensor, k: Tensor, decay: Tensor | None, scale: float) -> Tensor:
-    """The matrix [B, H, T, T] with o = matrix @ v, for decay [B, T, H] or none, in float32."""
+    """Make the matrix [B, H, T, T] with o = matrix @ v, for decay [B, T, H] or none, in float32."""
     q, k = (t.float().transpose(1, 2) for t in (q, k))
     scores = scale * q @ k.transpose(-1, -2)
     later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)

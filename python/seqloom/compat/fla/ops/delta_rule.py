@@ -83,16 +83,14 @@ def delta_rule_recurrence(
     initial_state: Tensor | None = None,
     output_final_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """The rule token by token in plain PyTorch; q, k [B, H, T, K], v [B, H, T, V], beta [B, H, T] or as v."""
+    """Apply the rule token by token in plain PyTorch; q, k [B, H, T, K], v [B, H, T, V], beta [B, H, T] or as v."""
     rows = (t.transpose(1, 2) for t in (q, k, v))
     o, state = recurrence(*rows, q.shape[-1] ** -0.5, initial_state, beta=beta.transpose(1, 2))
     return o.transpose(1, 2).to(q.dtype), state if output_final_state else None
 
 
-def delta_rule_chunkwise(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, chunk_size: int = 32
-) -> tuple[Tensor, Tensor]:
-    """The rule chunk by chunk in plain PyTorch; shapes as in `delta_rule_recurrence`, beta [B, H, T]."""
+def delta_rule_chunkwise(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, chunk_size: int = 32) -> tuple[Tensor, Tensor]:
+    """Apply the rule chunk by chunk in plain PyTorch; shapes as in `delta_rule_recurrence`, beta [B, H, T]."""
     rows = [t.transpose(1, 2) for t in (q, k, v, torch.zeros_like(beta), beta)]
     o, state = naive_chunk_gated_delta_rule(*rows, chunk_size, output_final_state=True)
     return o.transpose(1, 2).to(q.dtype), state

@@ -174,7 +174,7 @@ def delta_rule(
     gk: Tensor | None = None,
     gv: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What all functions of both families come to: seqloom's op where it has the gates, else token by token."""
+    """Run what all functions of both families come to: seqloom's op where it has the gates, else token by token."""
     check_packed(q, cu_seqlens, initial_state)
     if normalize:
         q, k = (t.float() * torch.rsqrt(t.float().square().sum(-1, keepdim=True) + 1e-6) for t in (q, k))
@@ -249,8 +249,8 @@ def naive_chunk_gated_delta_rule(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     shape = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
     state = q.new_zeros(shape, dtype=torch.float32) if initial_state is None else initial_state.float()
-    outputs = []
-    for q_c, k_c, v_c, g_c, beta_c in zip(*(t.float().split(chunk_size, dim=1) for t in (q, k, v, g, beta))):
+    outputs, parts = [], [t.float().split(chunk_size, dim=1) for t in (q, k, v, g, beta)]
+    for q_c, k_c, v_c, g_c, beta_c in zip(*parts, strict=True):
         rows, keys, values, rates = (t.transpose(1, 2) for t in (q_c, k_c, v_c, beta_c))  # [B, H, L, ...]
         sums = g_c.transpose(1, 2).cumsum(-1).unsqueeze(-1)
         among = parallel_form(k_c, k_c, g_c, 1.0).tril(-1) * rates.unsqueeze(-1)

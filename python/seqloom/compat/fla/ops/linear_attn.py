@@ -50,9 +50,7 @@ def chunk_linear_attn(
     Tensor [B, T, H, V] of v's type, and the float32 state after the last token or None; with `normalize` a pair of
     this and z.
     """
-    return fused_recurrent_linear_attn(
-        q, k, v, scale, initial_state, output_final_state, False, normalize, cu_seqlens
-    )
+    return fused_recurrent_linear_attn(q, k, v, scale, initial_state, output_final_state, False, normalize, cu_seqlens)
 
 
 fused_chunk_linear_attn = chunk_linear_attn

@@ -88,6 +88,6 @@ def naive_retention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _gamma(q: Tensor) -> Tensor:
-    """The log decay of each head, for q [B, T, H, K]."""
+    """Make the log decay of each head, for q [B, T, H, K]."""
     heads = torch.arange(q.shape[2], dtype=torch.float32, device=q.device)
     return torch.log1p(-torch.exp2(-5 - heads))

@@ -142,7 +142,7 @@ def naive_chunk_simple_gla(
     shape = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
     state = q.new_zeros(shape, dtype=torch.float32) if initial_state is None else initial_state.float()
     outputs = []
-    for q_c, k_c, v_c, g_c in zip(*(t.float().split(chunk_size, dim=1) for t in (q, k, v, g))):
+    for q_c, k_c, v_c, g_c in zip(*(t.float().split(chunk_size, dim=1) for t in (q, k, v, g)), strict=True):
         sums = g_c.cumsum(1)
         inner = torch.einsum("bhts,bshv->bthv", parallel_form(q_c, k_c, g_c, scale), v_c)
         outer = torch.einsum("bthk,bhkv->bthv", scale * q_c * sums.exp().unsqueeze(-1), state)

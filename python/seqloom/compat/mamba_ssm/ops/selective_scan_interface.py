@@ -8,7 +8,6 @@ from torch import Tensor
 
 from seqloom.compat._common import ops
 from seqloom.compat.causal_conv1d import causal_conv1d_fn
-from seqloom.compat.causal_conv1d.causal_conv1d_interface import causal_conv1d_ref
 
 
 def selective_scan_fn(
@@ -43,7 +42,8 @@ def selective_scan_fn(
     Tensor [B, E, T] of u's type, and with `return_last_state` h_T [B, E, N], which has a gradient too.
     """
     y, state = ops.selective_scan(u, delta, A, B, C, D, z, delta_bias, bool(delta_softplus))
-    return (y, state) if return_last_state else y
+    # Contiguous, as decoders keep it and `selective_state_update` likes it.
+    return (y, state.contiguous()) if return_last_state else y
 
 
 def selective_scan_ref(
@@ -67,7 +67,7 @@ def selective_scan_ref(
     b_t, c_t = (_map_of_tokens(m, u, A) for m in (B, C))
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
     outputs = []
-    for x_t, step_t, b, c in zip(x.unbind(-1), step.unbind(-1), b_t, c_t):
+    for x_t, step_t, b, c in zip(x.unbind(-1), step.unbind(-1), b_t, c_t, strict=True):
         state = state * torch.exp(step_t.unsqueeze(-1) * A) + (step_t * x_t).unsqueeze(-1) * b
         read = (state * c).sum(-1)
         outputs.append(2 * read.real if A.is_complex() else read)
@@ -167,11 +167,11 @@ def mamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """`mamba_inner_fn` from the references of its parts."""
+    """`mamba_inner_fn` from its parts, as the original has it: by the kernels, without norms."""
     x, z = xz.chunk(2, dim=1)
-    x = causal_conv1d_ref(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    x = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
     delta, B, C = _from_tokens(x, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias)
-    y = selective_scan_ref(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y = selective_scan_fn(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return F.linear(y.transpose(1, 2).to(out_proj_weight.dtype), out_proj_weight, out_proj_bias)
 
 

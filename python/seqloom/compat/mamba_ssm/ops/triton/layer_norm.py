@@ -64,7 +64,9 @@ def layer_norm_fn(
     if residual is not None:
         wide = wide + residual
     stream_dtype = residual.dtype if residual is not None else torch.float32 if residual_in_fp32 else x.dtype
-    y = [_norm(wide, w, b, eps, is_rms_norm).to(x.dtype) for w, b in ((weight, bias), (weight1, bias1)) if w is not None]
+    y = [
+        _norm(wide, w, b, eps, is_rms_norm).to(x.dtype) for w, b in ((weight, bias), (weight1, bias1)) if w is not None
+    ]
     results = y + ([wide.to(stream_dtype)] if prenorm else []) + ([mask, mask1] if return_dropout_mask else [])
     return tuple(results) if len(results) > 1 else results[0]
 
@@ -190,7 +192,11 @@ def _reference(
 
     dtype = branches[0][0].dtype
     scales = (1 if rowscale is None else wide(rowscale).unsqueeze(-1), 1)
-    total = sum(_dropped(wide(x) * s, dropout_p, m)[0] for (x, m), s in zip(branches, scales) if x is not None)
+    total = sum(
+        _dropped(wide(x) * scale, dropout_p, mask)[0]
+        for (x, mask), scale in zip(branches, scales, strict=True)
+        if x is not None
+    )
     if residual is not None:
         total = (total + wide(residual)).to(total.dtype)
     y = []
@@ -254,7 +260,7 @@ class RMSNorm(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The norm of x + residual, and with `prenorm` the sum."""
+        """Norm x + residual; with `prenorm` return the sum too."""
         p = self.drop.p if self.drop is not None and self.training else 0.0
         return rms_norm_fn(
             x,

@@ -19,7 +19,7 @@ def chunk_scan(
     D: Tensor | None = None,
     z: Tensor | None = None,
 ) -> Tensor:
-    """Outputs of all chunks.
+    """Compute the outputs of all chunks.
 
     Parameters
     ----------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,7 @@ def _chunk_cumsum_fwd(
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
 ) -> tuple[Tensor, Tensor]:
-    """Sums of dt A inside each chunk, and the step sizes, both float32 [B, H, C, L], from dt [B, T, H] and A [H]."""
+    """Make step sizes, and their sums times A inside each chunk, both float32 [B, H, C, L]; dt [B, T, H], A [H]."""
     step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
     step = (F.softplus(step) if dt_softplus else step).clamp(*dt_limit)
     step = chunked(step, chunk_size, 1).permute(0, 3, 1, 2)
@@ -39,7 +41,7 @@ def _chunk_state_fwd(
 
 
 def chunk_state(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, states_in_fp32: bool = True) -> Tensor:
-    """What each chunk adds to the state.
+    """Sum up what each chunk adds to the state.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ def chunk_state_ref(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor) -> Tens
 def chunk_state_varlen(
     B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, cu_seqlens: Tensor, chunk_states: Tensor
 ) -> Tensor:
-    """The state at the end of each packed sequence.
+    """Find the state at the end of each packed sequence.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ def chunk_state_varlen(
     """
     length, b = dt.shape[-1], per_head(B.unsqueeze(0), x.shape[1]).squeeze(0).float()
     states = []
-    for begin, end in zip(cu_seqlens.tolist(), cu_seqlens[1:].tolist()):
+    for begin, end in pairwise(cu_seqlens.tolist()):
         if begin == end:
             states.append(torch.zeros_like(chunk_states[0]))
             continue

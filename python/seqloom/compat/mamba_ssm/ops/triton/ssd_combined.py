@@ -97,7 +97,7 @@ def mamba_chunk_scan_combined(
 
 
 def _first_states(initial_states: Tensor, bounds: Tensor, first: Tensor) -> Tensor:
-    """Initial states of packed sequences: those of the rows for the first of each row, 0 for the others."""
+    """Make initial states of packed sequences: those of the rows for the first of each row, 0 for the others."""
     states = initial_states.new_zeros(len(bounds) - 1, *initial_states.shape[1:])
     return states.index_copy(0, first, initial_states)
 
@@ -141,7 +141,7 @@ def ssd_chunk_scan_combined_ref(
 
 
 def _beyond(tokens: int, step: Tensor) -> Tensor:
-    """The padding of step sizes [B, H, C, L]: softplus makes something of it."""
+    """Mark the padding of step sizes [B, H, C, L]: softplus makes something of it."""
     return torch.arange(step.shape[2] * step.shape[3], device=step.device).view(step.shape[2:]) >= tokens
 
 
@@ -255,7 +255,9 @@ def mamba_conv1d_scan_ref(
         headdim = D.shape[1]
     if headdim is None:
         raise ValueError("mamba_conv1d_scan_ref: headdim is needed without z and D [H, P]")
-    x, B, C = _split_maps(_conv(causal_conv1d_ref, xBC, conv1d_weight, conv1d_bias, activation), heads * headdim, ngroups)
+    x, B, C = _split_maps(
+        _conv(causal_conv1d_ref, xBC, conv1d_weight, conv1d_bias, activation), heads * headdim, ngroups
+    )
     z = None if z is None else z.unflatten(-1, (heads, headdim))
     y = _scan_of_channels(
         selective_scan_ref, x.unflatten(-1, (heads, headdim)), dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit
@@ -409,7 +411,7 @@ def _conv(conv, xBC: Tensor, weight: Tensor, bias: Tensor | None, activation: st
 
 
 def _split_maps(xBC: Tensor, channels: int, ngroups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, T, H P] and B, C [B, T, G, N]."""
+    """X [B, T, H P] and B, C [B, T, G, N]."""
     states = (xBC.shape[-1] - channels) // 2
     x, B, C = xBC.split([channels, states, states], dim=-1)
     return x, B.unflatten(-1, (ngroups, -1)), C.unflatten(-1, (ngroups, -1))

@@ -23,7 +23,7 @@ def _state_passing_fwd(
         decay = decay * same[..., None, None]
     state = torch.zeros_like(states[:, 0], dtype=torch.float32) if initial_states is None else initial_states.float()
     before = []
-    for d, added in zip(decay.unbind(1), states.float().unbind(1)):
+    for d, added in zip(decay.unbind(1), states.float().unbind(1), strict=True):
         before.append(state)
         state = d * state + added
     return torch.stack(before, dim=1).to(out_dtype or states.dtype), state
@@ -32,7 +32,7 @@ def _state_passing_fwd(
 def state_passing(
     states: Tensor, dA_chunk_cumsum: Tensor, initial_states: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The state before each chunk.
+    """Pass the state from chunk to chunk.
 
     Parameters
     ----------
