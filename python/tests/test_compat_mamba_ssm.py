@@ -289,6 +289,12 @@ def test_chunk_scan_of_packed_sequences():
     assert_near(last, want_last[:1], 1e-4)
     assert states.shape == (3, 4, 8, 16)
     assert torch.equal(states[2:], last)
+    before_padding = torch.tensor([0, 7, 8, 8])
+    _, states_before = mamba_chunk_scan_combined(
+        x, dt, A, B, C, 8, cu_seqlens=before_padding, dt_softplus=True, return_varlen_states=True
+    )
+    assert_near(states_before[:2], states[:2], 1e-5)
+    assert not states_before[2].any()
 
 
 @pytest.mark.parametrize("norm", [None, True, False])

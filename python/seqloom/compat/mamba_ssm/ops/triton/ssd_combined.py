@@ -56,7 +56,7 @@ def mamba_chunk_scan_combined(
     seq_idx : Tensor [B, T], optional
         The sequence of each token: the state begins anew with each; `initial_states` is that of sequence 0.
     cu_seqlens : Tensor [S + 1], optional
-        Bounds of packed sequences in B = 1, for `return_varlen_states`.
+        Bounds of packed sequences in B = 1, for `return_varlen_states`; tokens behind the last are padding.
     dt_softplus : bool
     dt_limit : (low, high)
         Bounds of the step sizes.
@@ -80,9 +80,11 @@ def mamba_chunk_scan_combined(
 
     rows = (x, dt, B, C, z)
     if return_varlen_states:
-        first = None if initial_states is None else _first_states(initial_states, cu_seqlens, cu_seqlens[:1].long())
-        y, states = scan(rows, first, cu_seqlens)
-        return (y, states[-1:], states) if return_final_states else (y, states)
+        bounds = torch.cat([cu_seqlens, cu_seqlens.new_tensor([x.shape[1]])])  # behind the last there may be padding
+        first = None if initial_states is None else _first_states(initial_states, bounds, bounds[:1].long())
+        y, states = scan(rows, first, bounds)
+        final = states[-1:] if bounds[-2] < bounds[-1] else states[-2:-1]
+        return (y, final, states[:-1]) if return_final_states else (y, states[:-1])
     if seq_idx is None:
         y, states = scan(rows, initial_states, None)
         return (y, states) if return_final_states else y
