@@ -363,4 +363,6 @@ def test_what_is_refused():
         gated_delta_rule.chunk_gated_delta_rule(q, k, v, g, torch.rand(2, 8, 1), allow_neg_eigval=True)
     with pytest.warns(DeprecationWarning, match="state_v_first"):
         simple_gla.chunk_simple_gla(q, k, v, g, transpose_state_layout=True)
+    with pytest.raises(ValueError, match="both"):
+        simple_gla.chunk_simple_gla(q, k, v, g, state_v_first=True, transpose_state_layout=True)
     simple_gla.chunk_simple_gla(q, k, v, g, chunk_size=32)

@@ -20,6 +20,8 @@ def take_keywords(function: str, keywords: dict, state_v_first: bool = False) ->
         raise DeprecationWarning("head_first has been removed. Inputs must be in `[B, T, H, ...]` format.")
     for name, value in keywords.items():
         if name == "transpose_state_layout":
+            if state_v_first:
+                raise ValueError("Cannot pass both `state_v_first` and the deprecated `transpose_state_layout`.")
             warnings.warn(f"{function}: `{name}` is now `state_v_first`", DeprecationWarning, stacklevel=3)
             state_v_first = value
         elif name not in IGNORED and value is not None and value is not False:
