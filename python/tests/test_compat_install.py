@@ -183,3 +183,35 @@ def test_arguments_by_name_reach_the_op():
         causal_conv1d_fn(x=x, weight=weight, activation="silu"),
         causal_conv1d_fn(x, weight, None, None, None, False, None, "silu"),
     )
+
+
+def test_a_real_fla_goes_by_device(tmp_path):
+    """Its families import each other's kernels: the modules stay, and only functions that seqloom has are replaced."""
+    family = tmp_path / "fla" / "ops" / "gla"
+    family.mkdir(parents=True)
+    (tmp_path / "fla" / "__init__.py").write_text("")
+    (tmp_path / "fla" / "ops" / "__init__.py").write_text("from fla.ops.gla import chunk_gla\n")
+    (family / "__init__.py").write_text("from fla.ops.gla.chunk import chunk_gla\n")
+    (family / "chunk.py").write_text(
+        "def chunk_gla(q, k, v, g):\n    return 'its own'\n\n\ndef chunk_gla_fwd(q):\n    return 'its own'\n"
+    )
+    run_beside(
+        tmp_path,
+        """
+        import torch
+        from seqloom import compat
+        from seqloom.compat import _install
+        _install.NEEDS["fla"] = "json"  # as if Triton were installed
+        compat.install()
+        import fla.ops
+        from fla.ops.gla.chunk import chunk_gla_fwd
+        q = torch.rand(1, 5, 2, 4)
+        for function in (fla.ops.chunk_gla, fla.ops.gla.chunk_gla, fla.ops.gla.chunk.chunk_gla):
+            assert function(q, q, q, -q)[0].shape == q.shape
+            assert function(*(q.to("meta"),) * 4) == "its own"
+        assert chunk_gla_fwd(q) == "its own"
+        held = fla.ops.chunk_gla
+        compat.uninstall()
+        assert held(q, q, q, -q) == "its own"
+        """,
+    )

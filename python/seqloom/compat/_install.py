@@ -3,10 +3,10 @@
 A finder at the head of ``sys.meta_path`` answers imports of these packages:
 
 - A package that is not installed, or cannot be imported without Triton or its CUDA extension, is seqloom's whole.
-- Of a package that is installed, seqloom takes the modules that hold kernels, those of `OVERLAID`; the rest is the
-  package's own and runs on them.
-- What the package has loaded by then stays loaded; its functions go to seqloom for tensors on the CPU, and to the
-  package itself for others.
+- Of mamba_ssm and causal_conv1d, where they are installed, seqloom takes the modules that hold kernels, those of
+  `OVERLAID`; the rest is the package's own and runs on them.
+- Of fla, whose families import each other's kernels, and of what a package has loaded by then, the modules stay; their
+  functions go to seqloom for tensors on the CPU, and to the package itself for others.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from types import FunctionType, ModuleType
 import torch
 
 from seqloom.compat import _transformers
+from seqloom.compat._loader import loader_then
 
 PREFIX = "seqloom.compat."
 FAMILIES = ("delta_rule", "gated_delta_rule", "gla", "linear_attn", "retention", "simple_gla")
@@ -98,20 +99,19 @@ class Finder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         """Find the spec of seqloom's module for `name`, None to leave it to the other finders."""
         if name == _transformers.HUB:
-            return _transformers.patched_spec(name, path)
+            return loader_then(name, path, _transformers.patch_hub)
         package = name.partition(".")[0]
         if package not in OVERLAID:
             return None
-        if self.uses_real(package) and not _covers(OVERLAID[package], name):
-            return None
+        if self.uses_real(package):
+            if not _covers(OVERLAID[package], name):
+                return None
+            if package == "fla":
+                return loader_then(name, path, _dispatch_module)
         module = ours(name)
         if module is None:
             return None
-        spec = importlib.machinery.ModuleSpec(name, Alias(module), is_package=hasattr(module, "__path__"))
-        if name in FLAT:  # its other submodules, if any, are the package's own
-            real = importlib.machinery.PathFinder.find_spec(name, path) if path else None
-            module.__path__ = list(real.submodule_search_locations or []) if real is not None else []
-        return spec
+        return importlib.machinery.ModuleSpec(name, Alias(module), is_package=hasattr(module, "__path__"))
 
     def uses_real(self, package: str) -> bool:
         """Whether the package is installed with what its own modules need."""
@@ -176,18 +176,10 @@ def _dispatch_loaded() -> None:
     """Let functions of packages that are loaded already go to seqloom for tensors on the CPU, wherever they stand."""
     replacements: dict[int, Callable] = {}
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] not in OVERLAID or module is None:
-            continue
-        if not _covers(OVERLAID[name.partition(".")[0]], name):
-            continue
-        mine = ours(name)
-        for key, theirs in list(vars(module).items()) if mine is not None else []:
-            drop_in = vars(mine).get(key)
-            if isinstance(theirs, FunctionType) and callable(drop_in) and theirs is not drop_in:
-                replacements[id(theirs)] = _by_device(theirs, drop_in)
-    if not replacements:
-        return
-    for module in list(sys.modules.values()):
+        package = name.partition(".")[0]
+        if package in OVERLAID and isinstance(module, ModuleType) and _covers(OVERLAID[package], name):
+            replacements.update(_replacements(module))
+    for module in list(sys.modules.values()) if replacements else []:
         if not isinstance(module, ModuleType) or _is_ours(module):
             continue
         for key, value in list(vars(module).items()):
@@ -196,11 +188,32 @@ def _dispatch_loaded() -> None:
                 setattr(module, key, replacements[id(value)])
 
 
+def _dispatch_module(module: ModuleType) -> None:
+    """Do the same for the functions of one module that has just been loaded."""
+    replacements = _replacements(module)
+    for key, value in list(vars(module).items()):
+        if id(value) in replacements:
+            _dispatched.append((module, key, value))
+            setattr(module, key, replacements[id(value)])
+
+
+def _replacements(module: ModuleType) -> dict[int, Callable]:
+    """Make what goes by device for each function of a module that seqloom has too, by the function's id."""
+    mine = ours(module.__name__)
+    found = {}
+    for key, theirs in vars(module).items() if mine is not None else ():
+        drop_in = vars(mine).get(key)
+        own = getattr(theirs, "__module__", "") or ""
+        if isinstance(theirs, FunctionType) and own.startswith(module.__name__) and isinstance(drop_in, FunctionType):
+            found[id(theirs)] = _by_device(theirs, drop_in)
+    return found
+
+
 def _by_device(theirs: Callable, drop_in: Callable) -> Callable:
     @functools.wraps(theirs)
     def dispatched(*args, **kwargs):
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
-        on_cpu = first is not None and first.device.type == "cpu"
+        on_cpu = installed() and first is not None and first.device.type == "cpu"
         return (drop_in if on_cpu else theirs)(*args, **kwargs)
 
     return dispatched

@@ -9,14 +9,11 @@ that decorator asks for CUDA inside its mixers and keeps its plain way; `install
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -50,7 +47,7 @@ def install() -> None:
     global _enabled
     _enabled = True
     if HUB in sys.modules:
-        _patch_hub(sys.modules[HUB])
+        patch_hub(sys.modules[HUB])
     for module in _models():
         _patch_model(module)
 
@@ -74,29 +71,6 @@ def _restore(holder: ModuleType, name: str) -> None:
         setattr(holder, name, restored())
 
 
-def patched_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """Find the spec of transformers' module with the decorator, which is patched as soon as it is loaded."""
-    spec = importlib.machinery.PathFinder.find_spec(name, path)
-    if spec is not None and spec.loader is not None:
-        spec.loader = _Patched(spec.loader)
-    return spec
-
-
-class _Patched(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self.loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        _patch_hub(module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-
 def _models() -> list[ModuleType]:
     """List loaded modules of models, of transformers and of a checkpoint's own code."""
     names = ("transformers.models.", "transformers_modules.")
@@ -110,7 +84,8 @@ def _holders() -> list[ModuleType]:
     ]
 
 
-def _patch_hub(hub: ModuleType) -> None:
+def patch_hub(hub: ModuleType) -> None:
+    """Replace the decorator in transformers' module of it, and wherever it is known by then."""
     original = getattr(hub, DECORATOR, None)
     if original is None:
         warnings.warn("this transformers is too old: its mixers do not call seqloom on a CPU", stacklevel=2)
