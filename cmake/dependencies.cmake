@@ -32,18 +32,27 @@ if(SEQLOOM_FUZZ)
   return()
 endif()
 
-# Torch: -DTorch_DIR or CMAKE_PREFIX_PATH wins; otherwise the wheel that `make setup` puts into .venv.
-if(NOT Torch_DIR)
+# Torch: -DTorch_DIR or CMAKE_PREFIX_PATH wins; then, under pip, the wheel of the Python that builds the package; otherwise
+# the wheel that `make setup` puts into .venv.
+if(SEQLOOM_PYTHON_PACKAGE AND NOT Torch_DIR)
+  find_package(Python REQUIRED COMPONENTS Interpreter)
+  execute_process(COMMAND ${Python_EXECUTABLE} -c "import torch; print(torch.utils.cmake_prefix_path)"
+    OUTPUT_VARIABLE SEQLOOM_PIP_TORCH OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  list(APPEND CMAKE_PREFIX_PATH ${SEQLOOM_PIP_TORCH})
+elseif(NOT Torch_DIR)
   file(GLOB SEQLOOM_VENV_TORCH ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch/share/cmake)
   list(APPEND CMAKE_PREFIX_PATH ${SEQLOOM_VENV_TORCH})
 endif()
 find_package(Torch 2.13 REQUIRED)
 find_package(hwy 1.0 REQUIRED)
-find_package(CLI11 REQUIRED)
-find_package(GTest REQUIRED)
-find_package(benchmark REQUIRED)
+if(NOT SEQLOOM_PYTHON_PACKAGE)
+  find_package(CLI11 REQUIRED)
+  find_package(GTest REQUIRED)
+  find_package(benchmark REQUIRED)
+  set(SEQLOOM_COMMAND_LINE CLI11::CLI11)
+endif()
 
 add_library(seqloom_dependencies INTERFACE)
 # Torch's headers are system headers: their warnings are not ours to mend.
 target_include_directories(seqloom_dependencies SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
-target_link_libraries(seqloom_dependencies INTERFACE seqloom_base_dependencies ${TORCH_LIBRARIES} hwy::hwy CLI11::CLI11)
+target_link_libraries(seqloom_dependencies INTERFACE seqloom_base_dependencies ${TORCH_LIBRARIES} hwy::hwy ${SEQLOOM_COMMAND_LINE})
