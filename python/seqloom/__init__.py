@@ -7,8 +7,14 @@
 - ``seqloom.compat``: drop-ins for other packages' kernels
 """
 
-from seqloom import _library
+from seqloom import _fakes, _library
+
+LIBRARY = _library.load()
+_fakes.register()
+
+from seqloom import nn  # noqa: E402  needs the library
+from seqloom.nn import load_checkpoint, save_checkpoint  # noqa: E402
 
 __version__ = "0.1.0"
 
-LIBRARY = _library.load()
+__all__ = ["LIBRARY", "load_checkpoint", "nn", "save_checkpoint"]

@@ -1,11 +1,11 @@
 #include "ops/affine_scan.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include "base/error.h"
 #include "ops/cpu/affine_scan.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -127,8 +127,8 @@ std::tuple<Tensor, Tensor> affine_scan(const Tensor& a, const Tensor& b, const s
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("affine_scan(Tensor a, Tensor b, Tensor? initial_state=None, Tensor? cu_seqlens=None) -> (Tensor, Tensor)",
-        &affine_scan);
+  define(m, "affine_scan(Tensor a, Tensor b, Tensor? initial_state=None, Tensor? cu_seqlens=None) -> (Tensor, Tensor)",
+         &affine_scan);
 }
 
 }  // namespace seqloom::ops

@@ -1,11 +1,11 @@
 #include "ops/attention_merge.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <limits>
 
 #include "base/error.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 
 namespace seqloom::ops {
@@ -35,11 +35,11 @@ std::pair<Tensor, Tensor> attention_merge(const Tensor& o1, const Tensor& lse1, 
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("attention_merge(Tensor o1, Tensor lse1, Tensor o2, Tensor lse2) -> (Tensor, Tensor)",
-        [](const Tensor& o1, const Tensor& lse1, const Tensor& o2, const Tensor& lse2) {
-          const auto [o, lse] = attention_merge(o1, lse1, o2, lse2);
-          return std::make_tuple(o, lse);
-        });
+  define(m, "attention_merge(Tensor o1, Tensor lse1, Tensor o2, Tensor lse2) -> (Tensor, Tensor)",
+         [](const Tensor& o1, const Tensor& lse1, const Tensor& o2, const Tensor& lse2) {
+           const auto [o, lse] = attention_merge(o1, lse1, o2, lse2);
+           return std::make_tuple(o, lse);
+         });
 }
 
 }  // namespace seqloom::ops

@@ -1,11 +1,11 @@
 #include "ops/causal_conv1d.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include "base/error.h"
 #include "ops/cpu/causal_conv1d.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -121,10 +121,11 @@ std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, 
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
+  define(
+      m,
       "causal_conv1d(Tensor x, Tensor weight, Tensor? bias=None, Tensor? initial_state=None, bool silu=False, Tensor? "
       "cu_seqlens=None) -> (Tensor, Tensor)",
-      &causal_conv1d);
+      &causal_conv1d, {.transposed = {true, true}});
 }
 
 }  // namespace seqloom::ops

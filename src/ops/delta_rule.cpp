@@ -1,12 +1,12 @@
 #include "ops/delta_rule.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/cpu/delta_rule.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -188,10 +188,10 @@ std::tuple<Tensor, Tensor> delta_rule(const Tensor& q, const Tensor& k, const Te
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? log_decay=None, float scale=1.0, Tensor? "
-      "initial_state=None, Tensor? cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
-      &delta_rule);
+  define(m,
+         "delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? log_decay=None, float scale=1.0, Tensor? "
+         "initial_state=None, Tensor? cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
+         &delta_rule);
 }
 
 }  // namespace seqloom::ops

@@ -1,12 +1,12 @@
 #include "ops/ema.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <cmath>
 
 #include "base/error.h"
 #include "ops/chunks.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 
 namespace seqloom::ops {
@@ -104,7 +104,8 @@ std::tuple<Tensor, Tensor> ema(const Tensor& x, const Tensor& delta, const Tenso
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
+  define(
+      m,
       "ema(Tensor x, Tensor delta, Tensor alpha, Tensor beta, Tensor gamma, Tensor omega, Tensor? initial_state=None, "
       "Tensor? lengths=None, int chunk=64) -> (Tensor, Tensor)",
       &ema);

@@ -2,12 +2,11 @@
 
 #include <fmt/ostream.h>
 
-#include <torch/library.h>
-
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/cpu/gated_linear_attention.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -254,11 +253,12 @@ Tensor gated_linear_attention_matrix(const Tensor& q, const Tensor& k, const std
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "gated_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, float scale=1.0, Tensor? "
-      "initial_state=None, Tensor? cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
-      &gated_linear_attention);
-  m.def(
+  define(m,
+         "gated_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, float scale=1.0, Tensor? "
+         "initial_state=None, Tensor? cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
+         &gated_linear_attention);
+  define(
+      m,
       "normalized_gated_linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, float scale=1.0, float "
       "eps=1e-6, Tensor? initial_state=None, Tensor? initial_z=None, Tensor? cu_seqlens=None, int chunk=64) -> "
       "(Tensor, "

@@ -2,10 +2,10 @@
 
 #include <ATen/autocast_mode.h>
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include "base/error.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -125,8 +125,9 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Te
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, int ignored=-100, int rows=0) -> Tensor",
-        &linear_cross_entropy);
+  define(m,
+         "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, int ignored=-100, int rows=0) -> Tensor",
+         &linear_cross_entropy, {.lower_in_autocast = true});
 }
 
 }  // namespace seqloom::ops

@@ -1,11 +1,11 @@
 #include "ops/lora.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <cmath>
 
 #include "base/error.h"
+#include "ops/operator.h"
 
 namespace seqloom::ops {
 namespace {
@@ -50,7 +50,8 @@ std::pair<Tensor, Tensor> lora_start(const Tensor& weight, int64_t rank) {
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("lora(Tensor x, Tensor weight, Tensor? bias, Tensor A, Tensor B, float alpha) -> Tensor", &lora);
+  define(m, "lora(Tensor x, Tensor weight, Tensor? bias, Tensor A, Tensor B, float alpha) -> Tensor", &lora,
+         {.lower_in_autocast = true});
 }
 
 }  // namespace seqloom::ops

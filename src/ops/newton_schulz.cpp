@@ -1,11 +1,11 @@
 #include "ops/newton_schulz.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "base/error.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -169,16 +169,17 @@ Tensor newton_schulz_factor(const Tensor& gram, int64_t steps, const std::array<
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("newton_schulz(Tensor x, int steps=5, float[3] quintic=[3.4445, -4.775, 2.0315], float eps=1e-07) -> Tensor",
-        [](const Tensor& x, int64_t steps, const std::vector<double>& quintic, double eps) {
-          return newton_schulz(x, steps, {quintic[0], quintic[1], quintic[2]}, eps);
-        });
-  m.def(
-      "newton_schulz_factor(Tensor gram, int steps=5, float[3] quintic=[3.4445, -4.775, 2.0315], float eps=1e-07) "
-      "-> Tensor",
-      [](const Tensor& gram, int64_t steps, const std::vector<double>& quintic, double eps) {
-        return newton_schulz_factor(gram, steps, {quintic[0], quintic[1], quintic[2]}, eps);
-      });
+  define(m,
+         "newton_schulz(Tensor x, int steps=5, float[3] quintic=[3.4445, -4.775, 2.0315], float eps=1e-07) -> Tensor",
+         [](const Tensor& x, int64_t steps, const std::vector<double>& quintic, double eps) {
+           return newton_schulz(x, steps, {quintic[0], quintic[1], quintic[2]}, eps);
+         });
+  define(m,
+         "newton_schulz_factor(Tensor gram, int steps=5, float[3] quintic=[3.4445, -4.775, 2.0315], float eps=1e-07) "
+         "-> Tensor",
+         [](const Tensor& gram, int64_t steps, const std::vector<double>& quintic, double eps) {
+           return newton_schulz_factor(gram, steps, {quintic[0], quintic[1], quintic[2]}, eps);
+         });
 }
 
 }  // namespace seqloom::ops

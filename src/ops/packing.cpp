@@ -1,11 +1,11 @@
 #include "ops/packing.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "base/error.h"
+#include "ops/operator.h"
 
 namespace seqloom::ops {
 namespace {
@@ -93,12 +93,12 @@ Tensor channel_rows(const Tensor& t) {
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("pack_padding(Tensor x, Tensor mask, bool allow_holes=False) -> (Tensor, Tensor, Tensor, int)",
-        [](const Tensor& x, const Tensor& mask, bool allow_holes) {
-          const Packed packed = pack_padding(x, mask, allow_holes);
-          return std::make_tuple(packed.data, packed.cu_seqlens, packed.indices, packed.longest);
-        });
-  m.def("unpack_padding(Tensor data, Tensor indices, int batch, int tokens) -> Tensor", &unpack_padding);
+  define(m, "pack_padding(Tensor x, Tensor mask, bool allow_holes=False) -> (Tensor, Tensor, Tensor, SymInt)",
+         [](const Tensor& x, const Tensor& mask, bool allow_holes) {
+           const Packed packed = pack_padding(x, mask, allow_holes);
+           return std::make_tuple(packed.data, packed.cu_seqlens, packed.indices, packed.longest);
+         });
+  define(m, "unpack_padding(Tensor data, Tensor indices, SymInt batch, SymInt tokens) -> Tensor", &unpack_padding);
 }
 
 }  // namespace seqloom::ops

@@ -1,12 +1,12 @@
 #include "ops/polynomial_features.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <cmath>
 #include <vector>
 
 #include "base/error.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 
 namespace seqloom::ops {
@@ -87,8 +87,8 @@ Tensor polynomial_features(const Tensor& x, const Tensor& coeff) {
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("elementwise_polynomial(Tensor x, Tensor coeff) -> Tensor", &elementwise_polynomial);
-  m.def("polynomial_features(Tensor x, Tensor coeff) -> Tensor", &polynomial_features);
+  define(m, "elementwise_polynomial(Tensor x, Tensor coeff) -> Tensor", &elementwise_polynomial);
+  define(m, "polynomial_features(Tensor x, Tensor coeff) -> Tensor", &polynomial_features);
 }
 
 }  // namespace seqloom::ops

@@ -1,7 +1,6 @@
 #include "ops/prefix_softmax_scan.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <limits>
 
@@ -10,6 +9,7 @@
 #include "ops/cpu/prefix_softmax_scan.h"
 #include "ops/cpu/row_walk.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -227,17 +227,19 @@ std::pair<Tensor, SoftmaxPartial> prefix_softmax_scan(const Tensor& s, const Ten
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "prefix_softmax_scan(Tensor s, Tensor v, Tensor? mask=None, (Tensor, Tensor, Tensor)? initial=None, Tensor? "
-      "cu_seqlens=None, int chunk=32) -> (Tensor, Tensor, Tensor, Tensor)",
-      [](const Tensor& s, const Tensor& v, const std::optional<Tensor>& mask,
-         const std::optional<std::tuple<Tensor, Tensor, Tensor>>& initial, const std::optional<Tensor>& cu_seqlens,
-         int64_t chunk) {
-        std::optional<SoftmaxPartial> start;
-        if (initial) start = {std::get<0>(*initial), std::get<1>(*initial), std::get<2>(*initial)};
-        auto [y, state] = prefix_softmax_scan(s, v, mask, start, cu_seqlens, chunk);
-        return std::make_tuple(y, state.m, state.u, state.w);
-      });
+  define(m,
+         "prefix_softmax_scan(Tensor s, Tensor v, Tensor? mask=None, Tensor? initial_m=None, Tensor? initial_u=None, "
+         "Tensor? initial_w=None, Tensor? cu_seqlens=None, int chunk=32) -> (Tensor, Tensor, Tensor, Tensor)",
+         [](const Tensor& s, const Tensor& v, const std::optional<Tensor>& mask, const std::optional<Tensor>& m,
+            const std::optional<Tensor>& u, const std::optional<Tensor>& w, const std::optional<Tensor>& cu_seqlens,
+            int64_t chunk) {
+           if (m.has_value() != u.has_value() || m.has_value() != w.has_value()) {
+             misuse("prefix_softmax_scan: give all of initial_m, initial_u and initial_w, or none");
+           }
+           const auto initial = m ? std::make_optional(SoftmaxPartial{*m, *u, *w}) : std::nullopt;
+           auto [y, state] = prefix_softmax_scan(s, v, mask, initial, cu_seqlens, chunk);
+           return std::make_tuple(y, state.m, state.u, state.w);
+         });
 }
 
 }  // namespace seqloom::ops

@@ -1,7 +1,6 @@
 #include "ops/rms_norm.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <cmath>
 
@@ -9,6 +8,7 @@
 #include "ops/cpu/rms_norm.h"
 #include "ops/cpu/row_walk.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -109,9 +109,9 @@ Tensor l2_norm(const Tensor& x, double eps) {
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("rms_norm(Tensor x, Tensor weight, float eps=1e-05) -> Tensor", &rms_norm);
-  m.def("gated_rms_norm(Tensor x, Tensor z, Tensor weight, float eps=1e-05, bool norm_before_gate=True) -> Tensor",
-        &gated_rms_norm);
+  define(m, "rms_norm(Tensor x, Tensor weight, float eps=1e-05) -> Tensor", &rms_norm);
+  define(m, "gated_rms_norm(Tensor x, Tensor z, Tensor weight, float eps=1e-05, bool norm_before_gate=True) -> Tensor",
+         &gated_rms_norm);
 }
 
 }  // namespace seqloom::ops

@@ -2,12 +2,12 @@
 
 #include <ATen/ExpandUtils.h>
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include "base/error.h"
 #include "ops/cpu/rotary.h"
 #include "ops/cpu/row_walk.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 
@@ -75,7 +75,7 @@ Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interl
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor", &rotary);
+  define(m, "rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor", &rotary);
 }
 
 }  // namespace seqloom::ops

@@ -1,11 +1,11 @@
 #include "ops/rwkv.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include "base/error.h"
 #include "ops/chunks.h"
 #include "ops/gated_linear_attention.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 
@@ -165,11 +165,13 @@ std::tuple<Tensor, Tensor> rwkv7(const Tensor& r, const Tensor& w, const Tensor&
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
+  define(
+      m,
       "rwkv6(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? initial_state=None, Tensor? cu_seqlens=None, "
       "int chunk=64) -> (Tensor, Tensor)",
       &rwkv6);
-  m.def(
+  define(
+      m,
       "rwkv7(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? initial_state=None, Tensor? "
       "cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
       &rwkv7);

@@ -1,7 +1,6 @@
 #include "ops/selective_scan.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <numeric>
@@ -10,6 +9,7 @@
 #include "ops/affine_scan.h"
 #include "ops/cpu/selective_scan.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -233,11 +233,11 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, 
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? "
-      "delta_bias=None, bool delta_softplus=False, Tensor? initial_state=None, Tensor? cu_seqlens=None) -> (Tensor, "
-      "Tensor)",
-      &selective_scan);
+  define(m,
+         "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? "
+         "delta_bias=None, bool delta_softplus=False, Tensor? initial_state=None, Tensor? cu_seqlens=None) -> (Tensor, "
+         "Tensor)",
+         &selective_scan, {.transposed = {true, true}});
 }
 
 }  // namespace seqloom::ops

@@ -1,12 +1,12 @@
 #include "ops/ssd.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <cmath>
 
 #include "base/error.h"
 #include "ops/gated_linear_attention.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 
@@ -114,24 +114,25 @@ Tensor segsum(const Tensor& x) {
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "ssd(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? dt_bias=None, "
-      "bool dt_softplus=False, float[] dt_limit=[], Tensor? initial_state=None, Tensor? cu_seqlens=None, int "
-      "chunk_size=64) -> (Tensor, Tensor)",
-      [](const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C, const Optional& D,
-         const Optional& z, const Optional& dt_bias, bool dt_softplus, const std::vector<double>& dt_limit,
-         const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk) {
-        if (dt_limit.size() != 0 && dt_limit.size() != 2) {
-          misuse("ssd: dt_limit has {} numbers, expected none or [low, high]", dt_limit.size());
-        }
-        StepRule rule{dt_bias, dt_softplus};
-        if (!dt_limit.empty()) {
-          rule.low = dt_limit[0];
-          rule.high = dt_limit[1];
-        }
-        return ssd(x, dt, A, B, C, D, z, rule, initial_state, cu_seqlens, chunk);
-      });
-  m.def("segsum(Tensor x) -> Tensor", &segsum);
+  define(m,
+         "ssd(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, Tensor? dt_bias=None, "
+         "bool dt_softplus=False, float[] dt_limit=[], Tensor? initial_state=None, Tensor? cu_seqlens=None, int "
+         "chunk_size=64) -> (Tensor, Tensor)",
+         [](const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C, const Optional& D,
+            const Optional& z, const Optional& dt_bias, bool dt_softplus, const std::vector<double>& dt_limit,
+            const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk) {
+           if (dt_limit.size() != 0 && dt_limit.size() != 2) {
+             misuse("ssd: dt_limit has {} numbers, expected none or [low, high]", dt_limit.size());
+           }
+           StepRule rule{dt_bias, dt_softplus};
+           if (!dt_limit.empty()) {
+             rule.low = dt_limit[0];
+             rule.high = dt_limit[1];
+           }
+           return ssd(x, dt, A, B, C, D, z, rule, initial_state, cu_seqlens, chunk);
+         },
+         {.transposed = {false, true}});
+  define(m, "segsum(Tensor x) -> Tensor", &segsum);
 }
 
 }  // namespace seqloom::ops

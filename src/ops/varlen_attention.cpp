@@ -1,7 +1,6 @@
 #include "ops/varlen_attention.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +10,7 @@
 #include "ops/attention.h"
 #include "ops/cpu/varlen_attention.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
@@ -169,11 +169,11 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, bool causal=False, "
-      "int? window=None, float? scale=None, Tensor? keep=None, Tensor? bias=None, float? softcap=None) -> (Tensor, "
-      "Tensor)",
-      &varlen_attention);
+  define(m,
+         "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, bool causal=False, "
+         "int? window=None, float? scale=None, Tensor? keep=None, Tensor? bias=None, float? softcap=None) -> (Tensor, "
+         "Tensor)",
+         &varlen_attention, {.lower_in_autocast = true});
 }
 
 }  // namespace seqloom::ops

@@ -1,9 +1,9 @@
 #include "ops/vector_quantize.h"
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include "base/error.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 
 namespace seqloom::ops {
@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor> sums_by_code(const Tensor& values, const Tensor& code
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("vector_quantize(Tensor x, Tensor codewords, Tensor? keep=None) -> (Tensor, Tensor, Tensor)", &vector_quantize);
+  define(m, "vector_quantize(Tensor x, Tensor codewords, Tensor? keep=None) -> (Tensor, Tensor, Tensor)",
+         &vector_quantize);
 }
 
 }  // namespace seqloom::ops
