@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "io/toml.h"
 #include "mixers/mixer.h"
 #include "models/decoder.h"
 #include "tasks/language.h"
@@ -121,7 +122,9 @@ struct PyMixer : PyModule<Mixer> {
                            {"range", field.range()},
                            {"help", field.help()}});
       }
-      all[name] = {{"about", mixers().get(name).about}, {"options", options}, {"trials", mixers().get(name).trials}};
+      Config trials = Config::array();
+      for (const auto& trial : mixers().get(name).trials) trials.push_back(parse_toml(trial, name));
+      all[name] = {{"about", mixers().get(name).about}, {"options", options}, {"trials", trials}};
     }
     return all.dump();
   }

@@ -37,3 +37,13 @@ if [ -z "${Torch_DIR:-}" ] && ! ls .venv/lib/python3*/site-packages/torch/share/
   python3 -m venv .venv
   .venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 fi
+
+# What the Python tests need beside it; without, those tests skip.
+if [ -x .venv/bin/pip ] && ! cmp -s tests/requirements.txt .venv/tests-requirements.txt; then
+  echo "setup: installing tests/requirements.txt into .venv"
+  if .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt; then
+    cp tests/requirements.txt .venv/tests-requirements.txt
+  else
+    echo "setup: that failed; tests that need these packages will be skipped" >&2
+  fi
+fi

@@ -1,4 +1,4 @@
-"""Shapes, types and strides of the ops' results, for fake tensors: what ``torch.compile`` and ``torch.export`` trace with.
+"""Shapes, types and strides of the ops' results, for the fake tensors that ``torch.compile`` traces with.
 
 One function an op, by its arguments' names. Outputs are contiguous but those of ``_transposed``, as src/ops/operator.h
 says. Gradients need nothing here: NAME_backward returns what looks like the inputs.
@@ -13,7 +13,7 @@ _GRADIENT = "_backward"
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
-    """Sums and states are kept in at least float32."""
+    """Type of sums and states: at least float32."""
     narrow = (torch.bfloat16, torch.float16)
     kinds = [torch.float32 if tensor.dtype in narrow else tensor.dtype for tensor in tensors]
     result = kinds[0]
@@ -27,7 +27,7 @@ def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _transposed(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An output [..., a, b] that lies in memory as [..., b, a]."""
+    """Make an output [..., a, b] that lies in memory as [..., b, a]."""
     *rows, a, b = shape
     return like.new_empty((*rows, b, a), dtype=dtype or like.dtype).transpose(-1, -2)
 
@@ -50,7 +50,7 @@ def _causal_conv1d(x, weight, bias=None, initial_state=None, silu=False, cu_seql
 
 
 def _recurrence(q, v, cu_seqlens=None):
-    """o like v and S [B, H, K, V]."""
+    """O like v and S [B, H, K, V]."""
     return _like(v), q.new_empty((_sequences(q, cu_seqlens), q.shape[2], q.shape[3], v.shape[3]), dtype=_wide(q))
 
 
@@ -173,7 +173,7 @@ def _varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=False, window=
 
 
 def _vector_quantize(x, codewords, keep=None):
-    return x.new_empty(x.shape[:3], dtype=torch.int64), _like(x), x.new_empty((), dtype=_wide(x, codewords))
+    return _like(x), x.new_empty(x.shape[:3], dtype=torch.int64), x.new_empty((), dtype=_wide(x, codewords))
 
 
 def _gradients(arguments: tuple) -> list[Tensor]:
@@ -183,7 +183,7 @@ def _gradients(arguments: tuple) -> list[Tensor]:
 
 
 def names() -> list[str]:
-    """The library's ops, their gradients left out."""
+    """List the library's ops, their gradients left out."""
     schemas = torch._C._jit_get_all_schemas()
     found = {schema.name.split("::")[1] for schema in schemas if schema.name.startswith("seqloom::")}
     return sorted(name for name in found if not name.endswith(_GRADIENT))

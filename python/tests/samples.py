@@ -80,8 +80,10 @@ def _samples() -> list[Sample]:
     add("delta_rule", **heads(1), beta=positive(1, T, H), initial_state=state(2), cu_seqlens=packed)
     averages = {"delta": normal(D, N, 1), "alpha": normal(D, N, 1), "beta": normal(D, N, 1), "gamma": normal(D, N)}
     add("ema", {"chunk": 4}, x=normal(B, T, D), **averages, omega=normal(D))
-    add("ema", x=normal(B, T, D), **averages, omega=normal(D), initial_state=normal(B, D, N), lengths=torch.tensor([5, 3]))
-    for gate in ({}, {"log_decay": below_zero(B, T, H)}, {"log_decay": below_zero(B, T, H, K), "initial_state": state()}):
+    lengths = torch.tensor([5, 3])
+    add("ema", x=normal(B, T, D), **averages, omega=normal(D), initial_state=normal(B, D, N), lengths=lengths)
+    by_channel = {"log_decay": below_zero(B, T, H, K), "initial_state": state()}
+    for gate in ({}, {"log_decay": below_zero(B, T, H)}, by_channel):
         add("gated_linear_attention", {"scale": 0.5, "chunk": 4}, **heads(), **gate)
     add("gated_linear_attention", **heads(1), initial_state=state(2), cu_seqlens=packed)
     positive_heads = {"q": positive(B, T, H, K), "k": positive(B, T, H, K), "v": normal(B, T, H, V)}

@@ -3,21 +3,21 @@
 import copy
 import inspect
 import io
-import tomllib
 
 import pytest
 import torch
 
 import seqloom
 from seqloom import nn
+from seqloom.nn import _stubs
 
 D = 24
 
 
 def trials():
     for kind, entry in nn.REGISTRY.items():
-        for i, text in enumerate(entry["trials"]):
-            yield pytest.param(kind, tomllib.loads(text), id=f"{kind}-{i}")
+        for i, options in enumerate(entry["trials"]):
+            yield pytest.param(kind, options, id=f"{kind}-{i}")
 
 
 every_trial = pytest.mark.parametrize(("kind", "options"), list(trials()))
@@ -27,7 +27,7 @@ every_kind = pytest.mark.parametrize("kind", list(nn.REGISTRY))
 def make(kind: str, options: dict | None = None) -> nn.Mixer:
     torch.manual_seed(0)
     if options is None:
-        options = tomllib.loads(nn.REGISTRY[kind]["trials"][0])
+        options = nn.REGISTRY[kind]["trials"][0]
     return nn.Mixer(kind, D, **options).eval()
 
 
@@ -119,8 +119,12 @@ def test_classes_describe_themselves(kind):
     options = {option["name"] for option in nn.REGISTRY[kind]["options"]}
     assert set(inspect.signature(cls).parameters) == {"d_model", *options}
     assert all(name in cls.__doc__ for name in options)
-    chosen = tomllib.loads(nn.REGISTRY[kind]["trials"][0])
+    chosen = nn.REGISTRY[kind]["trials"][0]
     assert set(cls(D, **chosen).state_dict()) == set(make(kind).state_dict())
+
+
+def test_stubs_are_those_of_the_registry():
+    assert _stubs.FILE.read_text() == _stubs.text(), "run python -m seqloom.nn._stubs"
 
 
 def test_wrong_options_say_what_is_right():

@@ -63,7 +63,7 @@ def test_gradcheck(sample):
 
 def test_vector_quantize_hands_gradients_straight_through():
     sample = next(sample for sample in SAMPLES if sample.op == "vector_quantize").to(torch.float64)
-    y = sample.call()[1]
+    y = sample.call()[0]
     weight = torch.randn_like(y)
     (found,) = torch.autograd.grad((y * weight).sum(), [sample.tensors["x"]])
     assert_close(found, weight)
@@ -160,5 +160,5 @@ def test_autocast(sample):
 
 
 def test_messages_reach_python():
-    with pytest.raises(RuntimeError, match=r"rms_norm: weight is \[3\], expected the trailing dimensions of x \[2, 4\]"):
+    with pytest.raises(RuntimeError, match=r"weight is \[3\], expected the trailing dimensions of x"):
         torch.ops.seqloom.rms_norm(torch.ones(2, 4), torch.ones(3))

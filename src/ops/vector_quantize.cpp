@@ -54,8 +54,12 @@ std::tuple<Tensor, Tensor> sums_by_code(const Tensor& values, const Tensor& code
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
+  // y, codes, commit_loss: torch.library.opcheck asks for a floating output first
   define(m, "vector_quantize(Tensor x, Tensor codewords, Tensor? keep=None) -> (Tensor, Tensor, Tensor)",
-         &vector_quantize);
+         [](const Tensor& x, const Tensor& codewords, const std::optional<Tensor>& keep) {
+           const auto [codes, y, commit_loss] = vector_quantize(x, codewords, keep);
+           return std::make_tuple(y, codes, commit_loss);
+         });
 }
 
 }  // namespace seqloom::ops

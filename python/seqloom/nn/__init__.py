@@ -10,4 +10,4 @@ from seqloom.nn._mixers import CLASSES, REGISTRY, Mixer
 
 globals().update(CLASSES)
 
-__all__ = ["REGISTRY", "Decoder", "Memory", "Mixer", "load_checkpoint", "save_checkpoint", *CLASSES]  # noqa: PLE0604
+__all__ = ["REGISTRY", "Decoder", "Memory", "Mixer", "load_checkpoint", "save_checkpoint", *CLASSES]

@@ -19,7 +19,7 @@ class Decoder(SharedModule):
     Parameters
     ----------
     table : dict
-        The ``[model]`` table of a recipe, e.g. ``{"width": 256, "layers": [{"repeat": 4, "mixer": {"kind": "mamba"}}]}``
+        The ``[model]`` table of a recipe, ``{"width": 256, "layers": [{"repeat": 4, "mixer": {"kind": "mamba"}}]}``
         (``tomllib.load`` of a recipe gives it under ``"model"``).
     vocabulary : int
         Token ids are 0 .. vocabulary - 1. The default is that of bytes.

@@ -24,7 +24,7 @@ class SharedModule(nn.Module):
         self._attach(self._make() if handle is None else handle)
 
     def _make(self) -> torch.ScriptObject:
-        """A fresh C++ module."""
+        """Make a fresh C++ module."""
         raise NotImplementedError
 
     def _attach(self, handle: torch.ScriptObject) -> None:
