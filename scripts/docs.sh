@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes docs/mixers.md from what the code registers and, where there is one, the note docs/notes/NAME.md.
+# Writes docs/mixers.md from what the code registers and, where there is one, the note docs/notes/NAME.md; and the type
+# stubs of seqloom.nn.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build/release/seqloom mixers --json | python3 -c '
@@ -18,3 +19,6 @@ for mixer in json.load(sys.stdin):
         print("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
     print()
 ' > docs/mixers.md
+
+# The signatures of seqloom.nn for editors.
+SEQLOOM_LIBRARY=build/release/libseqloom.so PYTHONPATH=python .venv/bin/python -m seqloom.nn._stubs

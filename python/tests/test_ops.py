@@ -41,9 +41,8 @@ def test_every_op_has_samples_and_shapes():
         assert callable(getattr(_fakes, "_" + name, None)), f"seqloom/_fakes.py says nothing of {name}"
 
 
-@samples
-def test_gradcheck(sample):
-    sample = sample.to(torch.float64)
+def smooth(sample: Sample):
+    """The op as a function of its leaves whose derivative is what its gradient says."""
 
     def function(*tensors):
         named = dict(zip(sample.leaves(), tensors, strict=True))
@@ -58,7 +57,19 @@ def test_gradcheck(sample):
             return outputs.tril()
         return floating(outputs)
 
-    assert torch.autograd.gradcheck(function, tuple(sample.leaves().values()))
+    return function
+
+
+@samples
+def test_gradcheck(sample):
+    sample = sample.to(torch.float64)
+    assert torch.autograd.gradcheck(smooth(sample), tuple(sample.leaves().values()))
+
+
+@samples
+def test_gradgradcheck(sample):
+    sample = sample.to(torch.float64)
+    assert torch.autograd.gradgradcheck(smooth(sample), tuple(sample.leaves().values()), fast_mode=True)
 
 
 def test_vector_quantize_hands_gradients_straight_through():
