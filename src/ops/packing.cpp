@@ -96,7 +96,7 @@ TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   define(m, "pack_padding(Tensor x, Tensor mask, bool allow_holes=False) -> (Tensor, Tensor, Tensor, SymInt)",
          [](const Tensor& x, const Tensor& mask, bool allow_holes) {
            const Packed packed = pack_padding(x, mask, allow_holes);
-           return std::make_tuple(packed.data, packed.cu_seqlens, packed.indices, packed.longest);
+           return std::make_tuple(packed.data, packed.cu_seqlens, packed.indices, c10::SymInt(packed.longest));
          });
   define(m, "unpack_padding(Tensor data, Tensor indices, SymInt batch, SymInt tokens) -> Tensor", &unpack_padding);
 }
