@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "ops/linear.h"
+
 namespace seqloom {
 namespace {
 
@@ -33,7 +35,7 @@ LinearImpl::LinearImpl(int64_t in, int64_t out, bool with_bias) : LinearImpl(in,
 }
 
 torch::Tensor LinearImpl::forward(const torch::Tensor& x) {
-  return torch::linear(x, weight, bias);
+  return ops::linear(x, weight, {}, bias.defined() ? std::make_optional(bias) : std::nullopt);
 }
 
 EmbeddingImpl::EmbeddingImpl(int64_t rows, int64_t width) : LinearImpl(width, rows, nullptr) {
