@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "mixers/heads.h"
+#include "ops/row_by_row.h"
 
 namespace seqloom {
 namespace {
@@ -34,10 +35,11 @@ class Mlp final : public ChannelMixer {
 
  private:
   torch::Tensor activate(const torch::Tensor& h) const {
-    if (activation_ == "gelu") return torch::gelu(h);
-    if (activation_ == "gelu_tanh") return torch::gelu(h, "tanh");
-    if (activation_ == "silu") return torch::silu(h);
-    return torch::relu(h);
+    if (activation_ == "relu") return torch::relu(h);
+    return ops::elementwise(h, [this](const torch::Tensor& x) {
+      if (activation_ == "gelu") return torch::gelu(x);
+      return activation_ == "silu" ? torch::silu(x) : torch::gelu(x, "tanh");
+    });
   }
 
   std::string activation_;
@@ -65,7 +67,8 @@ class Swiglu final : public ChannelMixer {
   }
 
   torch::Tensor forward(const torch::Tensor& x) override {
-    return down_proj_(torch::silu(gate_proj_(x)) * up_proj_(x));
+    return down_proj_(ops::elementwise(gate_proj_(x), [](const torch::Tensor& gate) { return torch::silu(gate); }) *
+                      up_proj_(x));
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "ops/row_by_row.h"
 
 namespace seqloom {
 namespace {
@@ -76,15 +77,32 @@ int64_t draw(const Stream& stream, const SamplerOptions& options) {
   return sample(stream.logits, stream.recent, options, stream.tokens());
 }
 
-void read_one(Decoder& model, torch::ArrayRef<Stream*> streams, torch::ArrayRef<int64_t> tokens) {
+namespace {
+
+/// The logits behind one token of each memory.
+Tensor stepped(Decoder& model, torch::ArrayRef<Memory*> memories, torch::ArrayRef<int64_t> tokens) {
   const torch::NoGradGuard no_grad;
+  const ops::RowByRow row_by_row;
+  return model.logits(model.step(ids_of(tokens), memories));
+}
+
+}  // namespace
+
+void read_one(Decoder& model, torch::ArrayRef<Stream*> streams, torch::ArrayRef<int64_t> tokens) {
   std::vector<Memory*> memories;
   for (Stream* stream : streams) memories.push_back(&stream->memory);
-  const Tensor logits = model.logits(model.step(ids_of(tokens), memories));
+  const Tensor logits = stepped(model, memories, tokens);
   for (size_t i = 0; i < streams.size(); ++i) {
     streams[i]->logits = logits[static_cast<int64_t>(i)];
     streams[i]->note(tokens.slice(i, 1));
   }
+}
+
+Tensor read_in_order(Decoder& model, Stream& stream, torch::ArrayRef<int64_t> tokens) {
+  const Tensor logits = stepped(model, std::vector<Memory*>(tokens.size(), &stream.memory), tokens);
+  stream.logits = logits[logits.size(0) - 1];
+  stream.note(tokens);
+  return logits;
 }
 
 void save_stream(const std::string& path, const Stream& stream, const std::string& model_id) {

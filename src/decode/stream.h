@@ -46,6 +46,10 @@ int64_t draw(const Stream& stream, const SamplerOptions& options);
 /// bit, on which others are read beside it.
 void read_one(Decoder& model, torch::ArrayRef<Stream*> streams, torch::ArrayRef<int64_t> tokens);
 
+/// Reads tokens one behind the other, in one step: the same, to the bit, as one by one. Returns the logits behind each,
+/// [n, V].
+Tensor read_in_order(Decoder& model, Stream& stream, torch::ArrayRef<int64_t> tokens);
+
 /// A stream as a safetensors file. `model_id` names model and weights; load throws Error when the file is not a stream
 /// of this model.
 void save_stream(const std::string& path, const Stream& stream, const std::string& model_id);

@@ -6,6 +6,7 @@
 #include "mixers/step_parts.h"
 #include "ops/attention_step.h"
 #include "ops/precision.h"
+#include "ops/row_by_row.h"
 
 namespace seqloom {
 namespace {
@@ -52,7 +53,10 @@ int64_t Attention::longest() const {
 Tensor Attention::placed(const Tensor& x, const std::vector<int64_t>& positions) const {
   if (!is("learned") && !is("sinusoidal")) return x;
   const Tensor at = torch::tensor(positions, torch::TensorOptions(torch::kInt64).device(x.device()));
-  return x + (is("learned") ? learned_at(position_->weight, at) : sinusoidal_at(at, width())).to(x.scalar_type());
+  const Tensor vectors = is("learned")
+                             ? learned_at(position_->weight, at)
+                             : ops::elementwise(at, [this](const Tensor& t) { return sinusoidal_at(t, width()); });
+  return x + vectors.to(x.scalar_type());
 }
 
 Tensor Attention::read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "mixers/heads.h"
+#include "ops/linear.h"
 #include "ops/precision.h"
 #include "ops/selective_scan.h"
 #include "ops/selective_scan_step.h"
@@ -85,7 +86,7 @@ Tensor Mamba::read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass&) {
   const auto uz = in_proj_(x).chunk(2, -1);
   const Tensor u = conv1d_->step(uz[0], streams, "conv");
   const auto parts = x_proj_(u).split_with_sizes({rank_, options_.d_state, options_.d_state}, -1);
-  const Tensor delta = torch::linear(parts[0], dt_proj_->weight);
+  const Tensor delta = ops::linear(parts[0], dt_proj_->weight);
   const Tensor rates = rates_.of(A_log_, [this](const Tensor&) { return A().detach().t().contiguous(); });
   const Tensor y = ops::selective_scan_step(u, delta, rates.t(), parts[1], parts[2], D_, uz[1], dt_proj_->bias,
                                             /*delta_softplus=*/true, states_of(streams, "ssm", /*inner=*/1));

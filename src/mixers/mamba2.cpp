@@ -5,6 +5,7 @@
 #include "mixers/heads.h"
 #include "ops/gated_linear_attention_step.h"
 #include "ops/precision.h"
+#include "ops/row_by_row.h"
 #include "ops/ssd.h"
 
 namespace seqloom {
@@ -92,7 +93,8 @@ std::tuple<Tensor, Tensor> Mamba2::scan(const Selected& s, const Tensor& initial
 
 Tensor Mamba2::finish(const Tensor& y, const Selected& s, torch::ScalarType type) {
   const Tensor merged = merge_heads(y), z = merge_heads(s.z);
-  const Tensor gated = norm_ ? norm_->gated(merged, z, options_.norm_before_gate) : merged * torch::silu(z);
+  const Tensor gated = norm_ ? norm_->gated(merged, z, options_.norm_before_gate)
+                             : merged * ops::elementwise(z, [](const Tensor& t) { return torch::silu(t); });
   return out_proj_((s.mlp.defined() ? torch::cat({s.mlp, gated}, -1) : gated).to(type));
 }
 
@@ -108,10 +110,11 @@ Tensor Mamba2::read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass&) 
   const auto parts = in_proj_(x).split_with_sizes({beside, beside, ssm_, ssm_ + 2 * maps, heads_}, -1);
   const auto convolved = conv1d_->step(parts[3], streams, "conv").split_with_sizes({ssm_, maps, maps}, -1);
   Selected s;
-  if (beside > 0) s.mlp = torch::silu(parts[0]) * parts[1];
+  if (beside > 0) s.mlp = ops::elementwise(parts[0], [](const Tensor& z) { return torch::silu(z); }) * parts[1];
   s.z = split_heads(parts[2], heads_);
   s.x = split_heads(convolved[0], heads_);
-  s.dt = ops::step_sizes(parts[4], step_rule(options_, dt_bias_));
+  s.dt = ops::elementwise(parts[4],
+                          [this](const Tensor& dt) { return ops::step_sizes(dt, step_rule(options_, dt_bias_)); });
   std::vector<Tensor> states = states_of(streams, "ssm", /*inner=*/2);
   for (Tensor& state : states) state = state.transpose(2, 3);  // [1, H, N, P]
   const Tensor wide = ops::widened(s.x);

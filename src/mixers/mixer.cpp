@@ -3,6 +3,7 @@
 #include <fmt/ostream.h>
 
 #include "mixers/token_positions.h"
+#include "ops/row_by_row.h"
 
 namespace seqloom {
 namespace {
@@ -100,8 +101,9 @@ Tensor CausalMixer::step(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& p
   if (!causal()) misuse("a bidirectional mixer cannot stream; configure it with causal = true");
   if (!pass.layout.is_dense()) misuse("a step reads one token of each stream: there is no padding in it");
   if (streams.empty()) return x;
-  // what is made for speed alone has no gradients
-  return torch::GradMode::is_enabled() ? CausalMixer::read_each(x, streams, pass) : read_each(x, streams, pass);
+  if (torch::GradMode::is_enabled()) return CausalMixer::read_each(x, streams, pass);  // the others have no gradients
+  const ops::RowByRow row_by_row;
+  return read_each(x, streams, pass);
 }
 
 Tensor CausalMixer::read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) {

@@ -14,6 +14,7 @@
 #include "models/checkpointing.h"
 #include "models/layers.h"
 #include "ops/precision.h"
+#include "ops/row_by_row.h"
 
 namespace seqloom {
 
@@ -70,7 +71,10 @@ Tensor Decoder::embed(const Tensor& ids) const {
 Tensor Decoder::positioned(const Tensor& x, int64_t first, const Pass& pass) {
   if (options_.position == "none") return x;
   const Tensor at = pass.positions.defined() ? pass.positions : counted_positions(x, pass.layout) + first;
-  if (options_.position == "sinusoidal") return x + sinusoidal_at(at, options_.width).to(x.scalar_type());
+  if (options_.position == "sinusoidal") {
+    const auto vectors = [this](const Tensor& t) { return sinusoidal_at(t, options_.width); };
+    return x + ops::elementwise(at, vectors).to(x.scalar_type());
+  }
   if (at.max().item<int64_t>() >= options_.max_length) {
     misuse("position {} is beyond model.max_length = {}", at.max().item<int64_t>(), options_.max_length);
   }
@@ -119,6 +123,7 @@ Tensor Decoder::step(const Tensor& ids, at::ArrayRef<Memory*> streams) {
   const int64_t last = *std::max_element(positions.begin(), positions.end());
   if (last >= longest()) misuse("a stream has read {} tokens, and the model can read no more than {}", last, longest());
   Pass pass;
+  const ops::RowByRow row_by_row;
   pass.positions = torch::tensor(positions, torch::TensorOptions(torch::kInt64).device(ids.device())).unsqueeze(1);
   Tensor x = positioned(embed(ids.unsqueeze(1)), 0, pass).squeeze(1);
   pass.positions = Tensor();  // mixers count for themselves

@@ -57,7 +57,7 @@ Tensor gated_linear_attention_step(const Tensor& q, const Tensor& k, const Tenso
   if (!fusable(all) || wants_gradient(all) || !states_fusable(states, 3)) {
     return reference(q, k, v, log_decay, scale, states);
   }
-  const Tensor decay = log_decay ? widened(*log_decay).exp().contiguous() : Tensor();
+  const Tensor decay = log_decay ? widened(*log_decay).contiguous() : Tensor();
   Tensor o = torch::empty(v.sizes(), widened(v).options());
   cpu::gated_linear_attention_step(
       {dense_rows_of(q), dense_rows_of(k), dense_rows_of(v), decay, pointers_of(states), scale}, o);

@@ -13,6 +13,7 @@
 #include "ops/fused.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
+#include "ops/row_by_row.h"
 
 namespace seqloom::ops {
 namespace {
@@ -62,7 +63,7 @@ bool kernel_takes(const Tensor& x, const Tensor& weight) {
   const auto type = weight.scalar_type();
   const bool known = type == torch::kFloat32 || type == torch::kBFloat16 || type == torch::kInt8;
   const int64_t rows = x.size(-1) > 0 ? x.numel() / x.size(-1) : 0;
-  return known && rows_are_dense(weight) && fusable({x}) && rows > 0 && rows <= most_few_rows(type);
+  return known && rows_are_dense(weight) && fusable({x}) && rows > 0 && (RowByRow::on() || rows <= most_few_rows(type));
 }
 
 Tensor few_rows(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& bias) {

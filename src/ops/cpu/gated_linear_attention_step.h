@@ -9,7 +9,7 @@ namespace seqloom::ops::cpu {
 /// Float32; rows of q, k [R, G, K] and v [R, H, V] are dense.
 struct LinearAttentionStepInputs {
   torch::Tensor q, k, v;
-  torch::Tensor decay;         // e^g, [R, H, K] or [R, H] contiguous, or undefined
+  torch::Tensor log_decay;     // g, [R, H, K] or [R, H] contiguous, or undefined
   std::vector<float*> states;  // [H, K, V] each
   double scale;
 };
