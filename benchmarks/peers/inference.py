@@ -70,8 +70,8 @@ def compare(rows, options, name, run, recipe, layers):
         rows.add(recipe[:-5], what, name, f"{theirs:.1f}", f"{ours:.1f}", f"{ratio:.2f}")
 
 
-def write_gpt(gguf, path, width=768, layers=12):
-    """A GGUF file of GPT-2's shape with random weights and no vocabulary."""
+def write_gpt(gguf, path, width=768, layers=12, weights="F32"):
+    """A GGUF file of GPT-2's shape with random weights and no vocabulary; matrices of products as `weights` says."""
     writer = gguf.GGUFWriter(path, "gpt2")
     describe(writer, width, layers)
     writer.add_head_count(width // 64)
@@ -85,10 +85,10 @@ def write_gpt(gguf, path, width=768, layers=12):
             shapes[f"blk.{i}.{name}.weight"], shapes[f"blk.{i}.{name}.bias"] = shape, shape[:1]
     for norm in ["output_norm", *(f"blk.{i}.{name}" for i in range(layers) for name in ("attn_norm", "ffn_norm"))]:
         shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (width,)
-    write_tensors(writer, shapes)
+    write_tensors(gguf, writer, shapes, weights)
 
 
-def write_mamba(gguf, path, width=768, layers=24):
+def write_mamba(gguf, path, width=768, layers=24, weights="F32"):
     """The same of Mamba's: inner width 2 D, 16 states, convolutions of 4, step sizes from D / 16 channels."""
     inner, rank, states = 2 * width, width // 16, 16
     writer = gguf.GGUFWriter(path, "mamba")
@@ -105,7 +105,7 @@ def write_mamba(gguf, path, width=768, layers=24):
              "ssm_conv1d.bias": (inner,), "ssm_x.weight": (rank + 2 * states, inner), "ssm_dt.weight": (inner, rank),
              "ssm_dt.bias": (inner,), "ssm_a": (inner, states), "ssm_d": (inner,), "ssm_out.weight": (width, inner)}
     shapes.update({f"blk.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()})
-    write_tensors(writer, shapes)
+    write_tensors(gguf, writer, shapes, weights)
 
 
 def describe(writer, width, layers):
@@ -116,10 +116,18 @@ def describe(writer, width, layers):
     writer.add_vocab_size(models.VOCABULARY)
 
 
-def write_tensors(writer, shapes):
+MATRICES = ("token_embd", "attn_qkv", "attn_output", "ffn_up", "ffn_down", "ssm_in", "ssm_x", "ssm_out")
+
+
+def write_tensors(gguf, writer, shapes, weights):
+    form = gguf.GGMLQuantizationType[weights]
     for name, shape in shapes.items():
         random = 0.02 * torch.randn(shape)
-        writer.add_tensor(name, (-random.abs() if name.endswith("ssm_a") else random).numpy())
+        values = (-random.abs() if name.endswith("ssm_a") else random).numpy()
+        if weights != "F32" and name.endswith(".weight") and name.split(".")[-2] in MATRICES:
+            writer.add_tensor(name, gguf.quants.quantize(values, form), raw_dtype=form)
+        else:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -8,6 +8,7 @@
 #include "cli/bench_mixers.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
+#include "decode/stream.h"
 #include "io/tokenizer.h"
 #include "models/decoder.h"
 #include "train/checkpoint.h"
@@ -23,6 +24,7 @@ struct BenchArguments {
   std::vector<int64_t> lengths = {512, 2048, 8192};
   std::vector<std::string> only = {"train", "prefill", "decode"};
   int64_t decode = 64, repeats = 3, threads = 0, batch = 1;
+  int64_t vocabulary = 256;  // speed is measured on random tokens; a byte vocabulary stands for any
   bool json = false, stream = false, layers = false, ragged = false;
   MixerBench mixers;
 
@@ -53,8 +55,7 @@ Subject build_subject(const BenchArguments& arguments) {
   const Config recipe =
       recipe_file ? load_recipe(arguments.model, arguments.assignments) : open_checkpoint(arguments.model).recipe;
   if (!recipe.contains("model")) misuse("{}: the table [model] is missing", arguments.model);
-  constexpr int64_t kVocabulary = 256;  // speed is measured on random tokens; a byte vocabulary stands for any
-  return {std::make_shared<Decoder>(kVocabulary, recipe["model"], arguments.model + ": model"),
+  return {std::make_shared<Decoder>(arguments.vocabulary, recipe["model"], arguments.model + ": model"),
           read_options<TrainOptions>(recipe.value("train", Config::object()), arguments.model + ": train")};
 }
 
@@ -95,6 +96,23 @@ Memory read_in_chunks(Decoder& decoder, const Tensor& ids) {
   return memory;
 }
 
+/// Seconds of `count` steps of all rows of a memory, as streams of their own.
+double decoding_seconds(Decoder& decoder, const Memory& memory, const Tensor& ids, int64_t count) {
+  std::vector<Stream> streams(static_cast<size_t>(ids.size(0)));
+  std::vector<Stream*> all;
+  std::vector<int64_t> tokens;
+  for (int64_t row = 0; row < ids.size(0); ++row) {
+    Stream& stream = streams[static_cast<size_t>(row)];
+    stream.memory = memory.select_rows(torch::tensor({row}));
+    all.push_back(&stream);
+    tokens.push_back(ids[row][0].item<int64_t>());
+  }
+  read_one(decoder, all, tokens);  // warm-up
+  return seconds_of([&] {
+    for (int64_t t = 0; t < count; ++t) read_one(decoder, all, tokens);
+  });
+}
+
 Row measure(const Subject& subject, int64_t length, const BenchArguments& arguments) {
   Row row{length};
   Decoder& decoder = *subject.decoder;
@@ -112,10 +130,8 @@ Row measure(const Subject& subject, int64_t length, const BenchArguments& argume
   row.prefill_mib = memory_mib("VmHWM") - before;
   row.state_kib = static_cast<double>(memory.bytes()) / 1024;
   if (!arguments.measures("decode")) return row;
-  const Tensor token = ids.narrow(1, 0, 1);
-  row.decode = static_cast<double>(arguments.batch * arguments.decode) / seconds_of([&] {
-                 for (int64_t t = 0; t < arguments.decode; ++t) decoder.logits(decoder.extend(token, memory));
-               });
+  row.decode = static_cast<double>(arguments.batch * arguments.decode) /
+               decoding_seconds(decoder, memory, ids, arguments.decode);
   return row;
 }
 
@@ -187,7 +203,10 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->add_option("--decode", arguments->decode, "tokens to decode")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
-  command->add_option("--batch", arguments->batch, "rows that are read at once")->check(CLI::Range(1, 1 << 16));
+  command->add_option("--batch", arguments->batch, "rows that are read at once; in decoding, streams")
+      ->check(CLI::Range(1, 1 << 16));
+  command->add_option("--vocabulary", arguments->vocabulary, "tokens that the model knows (default: bytes)")
+      ->check(CLI::Range(1, 1 << 24));
   command->add_option("--repeats", arguments->repeats, "runs of which the median counts")->check(CLI::Range(1, 1000));
   command->add_option("--threads", arguments->threads, "threads (default: all)")->check(CLI::Range(1, 1024));
   command->add_option("--only", arguments->only, "measure only some of train, prefill, decode")

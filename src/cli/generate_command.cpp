@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "cli/commands.h"
 #include "decode/session.h"
+#include "decode/speculative.h"
 #include "decode/stop_strings.h"
 #include "tasks/language.h"
 
@@ -12,9 +13,9 @@ namespace seqloom {
 namespace {
 
 struct GenerateArguments {
-  std::string checkpoint, prompt, save_state, load_state;
+  std::string checkpoint, prompt, save_state, load_state, draft;
   std::vector<std::string> stop;
-  int64_t tokens = 200, cache_every = 0;
+  int64_t tokens = 200, cache_every = 0, draft_tokens = 4;
   SamplerOptions sampler;
   bool json = false;
 };
@@ -46,6 +47,32 @@ Session start_session(const GenerateArguments& arguments, const LanguageModel& m
   return session;
 }
 
+std::shared_ptr<Decoder> load_draft(const GenerateArguments& arguments, const LanguageModel& model) {
+  const LanguageModel draft = load_language_model(arguments.draft);
+  if (draft.tokenizer->fingerprint() != model.tokenizer->fingerprint()) {
+    misuse("--draft {}: its tokenizer ({}, {} tokens) is not that of {} ({}, {} tokens); a draft is tokens",
+           arguments.draft, draft.tokenizer->kind(), draft.tokenizer->vocabulary(), arguments.checkpoint,
+           model.tokenizer->kind(), model.tokenizer->vocabulary());
+  }
+  return draft.decoder;
+}
+
+/// Makes tokens until `emit` returns false, with a draft model or without; returns how many.
+int64_t make_tokens(const GenerateArguments& arguments, const LanguageModel& model, Session& session,
+                    const std::function<bool(int64_t)>& emit, SpeculationCounts& counts) {
+  if (!arguments.draft.empty()) {
+    Speculation speculation(model.decoder, std::move(session.stream()), load_draft(arguments, model),
+                            arguments.draft_tokens);
+    const int64_t made = speculation.generate(arguments.tokens, arguments.sampler, emit);
+    counts = speculation.counts();
+    session.stream() = std::move(speculation.stream());
+    return made;
+  }
+  int64_t made = 0;
+  for (bool goes_on = true; made < arguments.tokens && goes_on; ++made) goes_on = emit(session.next(arguments.sampler));
+  return made;
+}
+
 void generate(GenerateArguments& arguments) {
   check_sampler(arguments.sampler);
   const LanguageModel model = load_language_model(arguments.checkpoint);
@@ -56,29 +83,35 @@ void generate(GenerateArguments& arguments) {
   Utf8Stream characters;
   StopStrings stops(arguments.stop);
   std::string text;
-  const auto emit = [&](const std::string& piece) {
+  const auto show = [&](const std::string& piece) {
     text += piece;
     if (!live) return;
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
   };
-  int64_t made = 0;
-  while (made < arguments.tokens && !stops.found()) {
-    const auto token = static_cast<int32_t>(session.next(arguments.sampler));
-    ++made;
-    emit(stops.push(characters.push(model.tokenizer->token_bytes(token))));
-  }
-  emit(stops.push(characters.finish()));
-  emit(stops.finish());
+  const auto emit = [&](int64_t token) {
+    show(stops.push(characters.push(model.tokenizer->token_bytes(static_cast<int32_t>(token)))));
+    return !stops.found();
+  };
+  SpeculationCounts drafts;
+  const int64_t made = make_tokens(arguments, model, session, emit, drafts);
+  show(stops.push(characters.finish()));
+  show(stops.finish());
   if (live) fmt::print("\n");
   if (!arguments.save_state.empty()) session.save(arguments.save_state);
   if (arguments.json) {
-    fmt::print("{}\n", Config({{"prompt", arguments.prompt},
-                               {"text", text},
-                               {"tokens", made},
-                               {"stopped", stops.found()},
-                               {"state_bytes", session.bytes()}})
-                           .dump(-1, ' ', false, Config::error_handler_t::replace));
+    Config result = {{"prompt", arguments.prompt},
+                     {"text", text},
+                     {"tokens", made},
+                     {"stopped", stops.found()},
+                     {"state_bytes", session.bytes()}};
+    if (!arguments.draft.empty()) {
+      result["draft"] = {{"steps", drafts.rounds},
+                         {"drafted", drafts.drafted},
+                         {"accepted", drafts.accepted},
+                         {"acceptance", drafts.acceptance()}};
+    }
+    fmt::print("{}\n", result.dump(-1, ' ', false, Config::error_handler_t::replace));
   }
 }
 
@@ -99,7 +132,8 @@ void add_generate_command(CLI::App& app) {
       "Examples:\n"
       "  seqloom generate runs/scripture --prompt 'In the beginning' --tokens 300 --temperature 0.8\n"
       "  seqloom generate runs/scripture --prompt 'And' --save-state s.safetensors\n"
-      "  seqloom generate runs/scripture --load-state s.safetensors --tokens 100");
+      "  seqloom generate runs/scripture --load-state s.safetensors --tokens 100\n"
+      "  seqloom generate runs/large --draft runs/small --prompt 'In the' --json");
   SamplerOptions& sampler = arguments->sampler;
   command->add_option("CHECKPOINT", arguments->checkpoint, "a run's folder or checkpoint file")->required();
   command->add_option("--prompt", arguments->prompt, "the text to continue");
@@ -114,6 +148,11 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--stop", arguments->stop, "end before this text (again for more)");
   command->add_option("--save-state", arguments->save_state, "write the stream's state to this file at the end");
   command->add_option("--load-state", arguments->load_state, "go on from a saved state");
+  command->add_option("--draft", arguments->draft,
+                      "a small model with the same tokenizer that drafts tokens for the large one to check: the same "
+                      "text, sooner");
+  command->add_option("--draft-tokens", arguments->draft_tokens, "how many tokens it drafts at a time")
+      ->check(CLI::Range(1, 64));
   add_cache_every(*command, arguments->cache_every);
   command->add_flag("--json", arguments->json, "print the result as JSON instead of streaming it");
   command->callback([arguments] { generate(*arguments); });

@@ -20,30 +20,23 @@ struct Speculation::Place {
   std::vector<int64_t> recent;
 };
 
-Speculation::Speculation(std::shared_ptr<Decoder> model, std::shared_ptr<Decoder> draft, int64_t draft_tokens)
+Speculation::Speculation(std::shared_ptr<Decoder> model, Stream stream, std::shared_ptr<Decoder> draft,
+                         int64_t draft_tokens)
     : model_(std::move(model)),
       draft_(std::move(draft)),
       draft_tokens_(draft_tokens),
       empty_(model_->empty_memory(1)),
       draft_empty_(draft_->empty_memory(1)),
-      stream_(empty_stream(*model_)),
+      stream_(std::move(stream)),
       draft_stream_(empty_stream(*draft_)) {
   if (draft_tokens < 1) misuse("draft_tokens = {}, expected at least 1", draft_tokens);
   if (model_->vocabulary() != draft_->vocabulary()) {
     misuse("the draft model has a vocabulary of {} tokens and the model one of {}: they need the same tokenizer",
            draft_->vocabulary(), model_->vocabulary());
   }
-}
-
-void Speculation::read(torch::ArrayRef<int64_t> tokens) {
-  seqloom::read(*model_, stream_, tokens);
-  seqloom::read(*draft_, draft_stream_, tokens);
-}
-
-void Speculation::go_on_from(Stream stream) {
-  stream_ = std::move(stream);
-  draft_stream_ = empty_stream(*draft_);
-  seqloom::read(*draft_, draft_stream_, stream_.recent);
+  const torch::ArrayRef<int64_t> recent = stream_.recent;
+  const auto room = static_cast<size_t>(std::min(draft_->longest(), static_cast<int64_t>(recent.size())));
+  read(*draft_, draft_stream_, recent.slice(recent.size() - room));
 }
 
 /// How many tokens are drafted where `count` more may follow the next one.
@@ -67,14 +60,18 @@ std::vector<int64_t> Speculation::drafted(int64_t first, int64_t count, const Sa
 
 /// Both streams, which have read `tokens` as far as they did, have read the first `kept` of them and no others.
 void Speculation::settle(torch::ArrayRef<int64_t> tokens, size_t kept, Place& place, Place& draft_place) {
-  const auto stay = tokens.slice(0, kept);
-  if (kept < tokens.size()) {
-    place.restore(stream_);
-    read_in_order(*model_, stream_, stay);
-  }
+  const auto go_back = [stay = tokens.slice(0, kept)](Decoder& model, Stream& stream, Place& to) {
+    if (cut_back(stream.memory, to.memory, static_cast<int64_t>(stay.size()))) {
+      stream.recent = std::move(to.recent);
+      stream.note(stay);
+    } else {
+      to.restore(stream);
+      read_in_order(model, stream, stay);
+    }
+  };
+  if (kept < tokens.size()) go_back(*model_, stream_, place);
   if (kept + 1 < tokens.size()) {
-    draft_place.restore(draft_stream_);
-    read_in_order(*draft_, draft_stream_, stay);
+    go_back(*draft_, draft_stream_, draft_place);  // whose logits are old: it reads a token before it is asked for one
   } else if (kept == tokens.size() && draft_stream_.tokens() < draft_->longest()) {
     read_one(*draft_, {&draft_stream_}, {tokens.back()});
   }
@@ -104,6 +101,7 @@ int64_t Speculation::generate(int64_t count, const SamplerOptions& options,
     counts_.drafted += static_cast<int64_t>(tokens.size()) - 1;
     counts_.accepted += static_cast<int64_t>(kept) - 1;
     settle(tokens, kept, place, draft_place);
+    stream_.logits = logits[static_cast<int64_t>(kept) - 1];
   }
   return made;
 }

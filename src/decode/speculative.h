@@ -28,19 +28,15 @@ struct SpeculationCounts {
 /// accepted.
 class Speculation {
  public:
-  /// Throws UsageError unless both models have one vocabulary and drafts are at least 1 token long.
-  Speculation(std::shared_ptr<Decoder> model, std::shared_ptr<Decoder> draft, int64_t draft_tokens);
-
-  /// Both streams read the prompt.
-  void read(torch::ArrayRef<int64_t> tokens);
-  /// Goes on from a stream of the large model; the draft model starts from the `recent` tokens that it knows.
-  void go_on_from(Stream stream);
+  /// Goes on from a stream of the large model that has read something; the draft model reads the tokens that are recent
+  /// there. Throws UsageError unless both models have one vocabulary and drafts are at least 1 token long.
+  Speculation(std::shared_ptr<Decoder> model, Stream stream, std::shared_ptr<Decoder> draft, int64_t draft_tokens);
 
   /// Makes up to `count` tokens and hands each to `emit`, until that returns false; returns how many. The stream has
   /// then read all of them.
   int64_t generate(int64_t count, const SamplerOptions& options, const std::function<bool(int64_t token)>& emit);
 
-  const Stream& stream() const { return stream_; }
+  Stream& stream() { return stream_; }
   const SpeculationCounts& counts() const { return counts_; }
 
  private:

@@ -252,6 +252,41 @@ torch::Tensor grown(const torch::Tensor& cache, int64_t added, int64_t dim, int6
   return all.narrow(dim, 0, kept + added);
 }
 
+namespace {
+
+/// `cache` with `keep` of the `added` entries that it has got since it was `before`; undefined if it is not such a one.
+torch::Tensor shortened(const torch::Tensor& cache, const torch::Tensor& before, int64_t added, int64_t keep) {
+  if (cache.sizes() == before.sizes()) return cache.numel() == 0 ? cache : torch::Tensor();
+  int64_t grows = -1;
+  for (int64_t d = 0; d < cache.dim(); ++d) {
+    if (cache.size(d) == before.size(d)) continue;
+    if (grows >= 0 || cache.size(d) != before.size(d) + added) return {};
+    grows = d;
+  }
+  return cache.narrow(grows, 0, before.size(grows) + keep);
+}
+
+/// Whether a memory can be cut back; does it where asked to.
+bool cut(Memory& memory, const Memory& place, int64_t keep, bool apply) {
+  const int64_t added = memory.tokens - place.tokens;
+  for (const auto& [name, tensor] : memory.tensors()) {
+    const torch::Tensor shorter = shortened(tensor, place.at(name), added, keep);
+    if (!shorter.defined()) return false;
+    if (apply) memory[name] = shorter;
+  }
+  for (const auto& [name, part] : memory.children()) {
+    if (!cut(memory.child(name), place.child(name), keep, apply)) return false;
+  }
+  if (apply && added > 0) memory.tokens = place.tokens + keep;
+  return true;
+}
+
+}  // namespace
+
+bool cut_back(Memory& memory, const Memory& place, int64_t keep) {
+  return cut(memory, place, keep, /*apply=*/false) && cut(memory, place, keep, /*apply=*/true);
+}
+
 Memory place_of(const Memory& memory, const Memory& empty) {
   return memory.zip(empty, [](const torch::Tensor& own, const torch::Tensor& first) {
     return first.numel() == 0 ? own : own.detach().clone();

@@ -103,4 +103,8 @@ torch::Tensor grown(const torch::Tensor& cache, int64_t added, int64_t dim, int6
 /// only, so that its present view is enough, as long as nothing but the memory goes on from it.
 Memory place_of(const Memory& memory, const Memory& empty);
 
+/// Undoes all but the first `keep` tokens that were read since `memory` stood at `place`, if it is made of nothing but
+/// caches that got an entry for each token; returns false, and does nothing, if it is not.
+bool cut_back(Memory& memory, const Memory& place, int64_t keep);
+
 }  // namespace seqloom

@@ -99,6 +99,23 @@ TEST_F(Cli, ASavedStateGoesOnAsIfNothingHadHappened) {
   EXPECT_NE(shown.out.find("model.layers.0.ssm"), std::string::npos);
 }
 
+TEST_F(Cli, ADraftModelGivesTheSameText) {
+  ASSERT_EQ(train().status, 0);
+  for (const std::string sampling : {"--temperature 0", "--temperature 0.9 --seed 3 --stop e"}) {
+    const std::string command =
+        "generate " + run_folder() + " " + sampling + " --json --prompt 'the work ' --tokens 41 ";
+    const json plain = json::parse(seqloom(command).out);
+    const json drafted = json::parse(seqloom(command + "--draft " + run_folder() + " --draft-tokens 3").out);
+    EXPECT_EQ(drafted["text"], plain["text"]);
+    EXPECT_EQ(drafted["tokens"], plain["tokens"]);
+    EXPECT_FALSE(plain.contains("draft"));
+    if (!plain["stopped"].get<bool>()) {
+      EXPECT_EQ(drafted["draft"]["acceptance"], 1) << "it is its own draft";
+    }
+  }
+  expect_error(seqloom("generate " + run_folder() + " --prompt x --draft " + path("nowhere")), 1, "nowhere");
+}
+
 TEST_F(Cli, CacheEveryReadsOnWithATrainedRecurrentModel) {
   const std::string recurrent = "--set model.layers.1.mixer='{kind = \"gla\", heads = 2}' ";
   ASSERT_EQ(train(recurrent).status, 0);

@@ -35,6 +35,13 @@ std::vector<int64_t> alone(const std::shared_ptr<Decoder>& decoder, int64_t coun
   return tokens;
 }
 
+Speculation behind_prompt(const std::shared_ptr<Decoder>& large, const std::shared_ptr<Decoder>& draft,
+                          int64_t draft_tokens) {
+  Stream stream = empty_stream(*large);
+  read(*large, stream, kPrompt);
+  return {large, std::move(stream), draft, draft_tokens};
+}
+
 std::vector<SamplerOptions> samplers() {
   return {{.temperature = 0}, {.temperature = 0, .repetition_penalty = 1.4}, {.seed = 5}, {.top_p = 0.6, .seed = 8}};
 }
@@ -46,8 +53,7 @@ TEST(Speculation, TheTextIsTheOneWithoutADraft) {
       for (const int64_t length : {1, 3, 7}) {
         for (const SamplerOptions& options : samplers()) {
           SCOPED_TRACE(fmt::format("{} drafted by {}, {} tokens, seed {}", layers, draft_layers, length, options.seed));
-          Speculation speculation(large, model(draft_layers, 2), length);
-          speculation.read(kPrompt);
+          Speculation speculation = behind_prompt(large, model(draft_layers, 2), length);
           std::vector<int64_t> tokens;
           const auto emit = [&](int64_t token) {
             tokens.push_back(token);
@@ -68,8 +74,7 @@ TEST(Speculation, TheModelItselfAsItsDraftIsAlwaysRight) {
   for (const char* layers : {kMamba, kAttention, kHybrid}) {
     for (const SamplerOptions& options : samplers()) {
       const auto both = model(layers, 1);
-      Speculation speculation(both, both, 4);
-      speculation.read(kPrompt);
+      Speculation speculation = behind_prompt(both, both, 4);
       EXPECT_EQ(speculation.generate(30, options, [](int64_t) { return true; }), 30);
       EXPECT_EQ(speculation.counts().acceptance(), 1);
       EXPECT_EQ(speculation.counts().rounds, 6);
@@ -83,8 +88,7 @@ TEST(Speculation, ABadDraftIsMostlyWrongAndCostsOnlyTime) {
     const torch::NoGradGuard no_grad;
     for (auto& parameter : bad->parameters()) parameter.mul_(-3);
   }
-  Speculation speculation(large, bad, 4);
-  speculation.read(kPrompt);
+  Speculation speculation = behind_prompt(large, bad, 4);
   std::vector<int64_t> tokens;
   speculation.generate(40, {.seed = 1}, [&](int64_t token) {
     tokens.push_back(token);
@@ -97,8 +101,7 @@ TEST(Speculation, ABadDraftIsMostlyWrongAndCostsOnlyTime) {
 TEST(Speculation, StoppingLeavesTheStreamBehindWhatWasShown) {
   const auto large = model(kHybrid, 1);
   for (int64_t shown = 1; shown <= 7; ++shown) {
-    Speculation speculation(large, large, 4);
-    speculation.read(kPrompt);
+    Speculation speculation = behind_prompt(large, large, 4);
     std::vector<int64_t> tokens;
     const int64_t made = speculation.generate(100, {.seed = 3}, [&](int64_t token) {
       tokens.push_back(token);
@@ -116,8 +119,8 @@ TEST(Speculation, StoppingLeavesTheStreamBehindWhatWasShown) {
 }
 
 TEST(Speculation, ForeignVocabulariesAreRefused) {
-  EXPECT_THROW(Speculation(model(kMamba, 1), model(kMamba, 1, 41), 4), UsageError);
-  EXPECT_THROW(Speculation(model(kMamba, 1), model(kMamba, 1), 0), UsageError);
+  EXPECT_THROW(behind_prompt(model(kMamba, 1), model(kMamba, 1, 41), 4), UsageError);
+  EXPECT_THROW(behind_prompt(model(kMamba, 1), model(kMamba, 1), 0), UsageError);
 }
 
 }  // namespace

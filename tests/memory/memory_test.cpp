@@ -193,5 +193,61 @@ TEST_F(MemoryFile, OtherStructuresAreRefused) {
   EXPECT_THROW(load_memory(path("m"), empty_example()), Error);
 }
 
+/// A cache of `count` entries that grew one by one, and a sum of fixed size.
+Memory read_one_by_one(int64_t count, bool with_sum) {
+  Memory memory;
+  Memory& part = memory.child("part");
+  part["cache"] = torch::zeros({1, 2, 0, 3});
+  part["unused"] = torch::zeros({1, 0});
+  if (with_sum) part["sum"] = torch::zeros({1, 3});
+  for (int64_t t = 0; t < count; ++t) {
+    const torch::Tensor entry = torch::full({1, 2, 1, 3}, t);
+    part["cache"] = append(part["cache"], entry, 2);
+    if (with_sum) part["sum"].add_(entry[0][0]);
+    part.tokens = memory.tokens = t + 1;
+  }
+  return memory;
+}
+
+TEST(MemoryPlace, GoingBackUndoesWhatWasReadSince) {
+  const Memory empty = read_one_by_one(0, true);
+  Memory memory = read_one_by_one(5, true);
+  Memory place = place_of(memory, empty);
+  for (int64_t t = 0; t < 40; ++t) {  // also past the room that the cache had
+    memory.child("part")["cache"] = append(memory.child("part")["cache"], torch::full({1, 2, 1, 3}, 99), 2);
+    memory.child("part")["sum"].add_(99);
+    memory.child("part").tokens = ++memory.tokens;
+  }
+  EXPECT_FALSE(cut_back(memory, place, 3)) << "a sum cannot be cut";
+  EXPECT_EQ(memory.tokens, 45);
+  memory = std::move(place);
+  EXPECT_EQ(memory.tokens, 5);
+  const Memory same = read_one_by_one(5, true);
+  for (const auto& [name, tensor] : same.flatten()) EXPECT_TRUE(memory.flatten().at(name).equal(tensor)) << name;
+}
+
+TEST(MemoryPlace, CachesAreCut) {
+  const Memory empty = read_one_by_one(0, false);
+  Memory memory = read_one_by_one(5, false);
+  const Memory place = place_of(memory, empty);
+  Memory& part = memory.child("part");
+  for (int64_t t = 5; t < 9; ++t) part["cache"] = append(part["cache"], torch::full({1, 2, 1, 3}, t), 2);
+  part.tokens = memory.tokens = 9;
+  ASSERT_TRUE(cut_back(memory, place, 2));
+  EXPECT_EQ(memory.tokens, 7);
+  EXPECT_EQ(memory.child("part").tokens, 7);
+  EXPECT_TRUE(memory.child("part").at("cache").equal(read_one_by_one(7, false).child("part").at("cache")));
+}
+
+TEST(MemoryPlace, GrownLeavesRoomWhereTheCacheHasIt) {
+  torch::Tensor cache = append(torch::zeros({1, 0, 2}), torch::ones({1, 3, 2}), 1);
+  const torch::Tensor more = grown(cache, 2, 1);
+  EXPECT_EQ(more.size(1), 5);
+  EXPECT_EQ(more.const_data_ptr(), cache.const_data_ptr());
+  EXPECT_TRUE(more.narrow(1, 0, 3).equal(cache));
+  EXPECT_EQ(grown(cache, 2, 1, 4).size(1), 4) << "the last four, the new ones among them";
+  EXPECT_EQ(grown(cache, 100, 1).size(1), 103);
+}
+
 }  // namespace
 }  // namespace seqloom
