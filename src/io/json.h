@@ -10,6 +10,9 @@ namespace seqloom {
 /// Throws Error that begins with `name` and says what is wrong and where.
 Config parse_json(std::string_view text, const std::string& name);
 
+/// The same with tables in the order of the text, of at most 512 keys each, since looking for one takes a walk.
+nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& name);
+
 /// Lenient look-ups: the value at `key`, null where there is none or `table` is no table; a flag, a text or `otherwise`
 /// where it is of another type.
 const Config& member(const Config& table, const std::string& key);

@@ -54,5 +54,13 @@ def main():
     write("recipe", "dates", b"a = 1979-05-27T07:32:00Z\nb = nan\n")
     write("recipe", "deep", b"a." * 40 + b"a = " + b"[" * 70)
 
+    chats = json.loads(pathlib.Path("tests/io/data/jinja.json").read_text())
+    for name, source in chats["styles"].items():
+        variables = json.dumps(chats["variables"]["tools with tools"]).encode()
+        write("jinja", name, source.encode() + b"\0" + variables)
+    snippets = [case["template"] for case in chats["cases"] if case["variables"] == "data"]
+    for i in range(0, len(snippets), 20):
+        write("jinja", f"snippets{i}", "\n".join(snippets[i:i + 20]).encode())
+
 
 main()

@@ -43,6 +43,15 @@ TEST(Json, ManyTablesTakeLinearTime) {
   EXPECT_EQ(parse_json(text + "]", "file").size(), 200'001U);
 }
 
+TEST(OrderedJson, KeepsTheOrderAndBoundsTheKeys) {
+  const std::string text = R"({"z":1,"a":{"c":[1,2],"b":null}})";
+  EXPECT_EQ(parse_ordered_json(text, "file").dump(), text);
+  EXPECT_ERROR(parse_ordered_json(R"({"a":1,"a":1})", "file"), "the key 'a' occurs twice");
+  std::string many = "{\"k\":0";
+  for (int i = 0; i < 512; ++i) many += ",\"k" + std::to_string(i) + "\":0";
+  EXPECT_ERROR(parse_ordered_json(many + "}", "file"), "more than 512 keys");
+}
+
 TEST(Printable, IsOneShortLineOfUtf8) {
   EXPECT_EQ(printable("a\n\x7f\xff é"), "a\\x0a\\x7f\\xff é");
   EXPECT_EQ(printable(std::string(100, 'a')), std::string(80, 'a') + "...");
