@@ -3,6 +3,7 @@
 #   nlohmann-json   configuration, metrics, headers    toml++         recipes and studies
 #   fmt             messages; header-only, because torch's wheel brings headers of another version along
 #   CLI11           the command line
+#   cpp-httplib     HTTP for `seqloom serve`: the compiled library, of which one file of ours sees the header
 #   PCRE2           the Unicode regex of byte-level BPE pre-tokenisation
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
@@ -51,6 +52,8 @@ if(NOT SEQLOOM_PYTHON_PACKAGE)
   find_package(benchmark REQUIRED)
   set(SEQLOOM_COMMAND_LINE CLI11::CLI11)
 endif()
+
+pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 
 add_library(seqloom_dependencies INTERFACE)
 # Torch's headers are system headers: their warnings are not ours to mend.

@@ -7,6 +7,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config                  # build
   libhwy-dev libtomlplusplus-dev libcli11-dev libfmt-dev   # SIMD, recipes, command line, messages
   nlohmann-json3-dev libpcre2-dev                          # JSON, Unicode regular expressions
+  libcpp-httplib-dev                                       # seqloom serve
   libgtest-dev libbenchmark-dev                            # tests, benchmarks
   python3 python3-venv                                     # the torch wheel
   clang libclang-rt-14-dev clang-format clang-tidy         # fuzzing, format, lint

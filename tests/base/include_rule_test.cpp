@@ -11,9 +11,9 @@ namespace {
 namespace fs = std::filesystem;
 
 /// The height of each layer; layers of one height may not include each other unless they are listed as siblings.
-const std::map<std::string, int> kHeight = {{"base", 0},   {"io", 1},     {"ops", 2},         {"memory", 3},
-                                            {"mixers", 4}, {"blocks", 4}, {"models", 5},      {"train", 6},
-                                            {"decode", 6}, {"tasks", 7},  {"huggingface", 7}, {"cli", 8}};
+const std::map<std::string, int> kHeight = {
+    {"base", 0},  {"io", 1},     {"ops", 2},   {"memory", 3},      {"mixers", 4}, {"blocks", 4}, {"models", 5},
+    {"train", 6}, {"decode", 6}, {"tasks", 7}, {"huggingface", 7}, {"serve", 8},  {"cli", 9}};
 
 bool may_include(const std::string& from, const std::string& to) {
   const bool siblings = kHeight.at(from) == kHeight.at(to) && kHeight.at(from) == 4;  // mixers and blocks

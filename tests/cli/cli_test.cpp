@@ -240,7 +240,7 @@ TEST_F(Cli, ARunIsNotOverwrittenByAccident) {
 
 TEST_F(Cli, EveryCommandHasHelpWithExamples) {
   EXPECT_EQ(seqloom("--help").status, 0);
-  for (const std::string command : {"train", "eval", "generate", "study", "bench", "mixers", "inspect"}) {
+  for (const std::string command : {"train", "eval", "generate", "study", "bench", "mixers", "inspect", "serve"}) {
     const Outcome help = seqloom(command + " --help");
     EXPECT_EQ(help.status, 0) << command;
     EXPECT_NE(help.out.find("Example"), std::string::npos) << command;
