@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/cpu/causal_conv1d_step.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 #include "ops/step_states.h"
@@ -58,7 +59,7 @@ Tensor causal_conv1d_step(const Tensor& x, const Tensor& weight, const Optional&
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor(a!)[] windows, bool silu=False) -> Tensor",
+  define_update(m, "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor(a!)[] windows, bool silu=False) -> Tensor",
         [](const Tensor& x, const Tensor& weight, const Optional& bias, at::TensorList windows, bool silu) {
           return causal_conv1d_step(x, weight, bias, windows, silu);
         });

@@ -137,20 +137,9 @@ Tensor causal_conv1d_update(const Tensor& x, const Tensor& state, const Tensor& 
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias=None, bool silu=False, Tensor? "
-      "seen=None, Tensor? rows=None) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(seqloom, CompositeExplicitAutograd, m) {
-  m.impl("causal_conv1d_update", &causal_conv1d_update);
-}
-
-TORCH_LIBRARY_IMPL(seqloom, Meta, m) {
-  m.impl("causal_conv1d_update",
-         [](const Tensor& x, const Tensor&, const Tensor&, const Optional&, bool, const Optional&, const Optional&) {
-           return torch::empty({x.size(0), x.size(2), x.size(1)}, x.options()).transpose(1, 2);
-         });
+  define_update(m, "causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias=None, bool silu=False, Tensor? "
+      "seen=None, Tensor? rows=None) -> Tensor",
+ &causal_conv1d_update);
 }
 
 }  // namespace seqloom::ops

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/cpu/gated_linear_attention_step.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 #include "ops/step_states.h"
@@ -65,8 +66,7 @@ Tensor gated_linear_attention_step(const Tensor& q, const Tensor& k, const Tenso
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "gated_linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor? log_decay, float scale, Tensor(a!)[] states) "
+  define_update(m, "gated_linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor? log_decay, float scale, Tensor(a!)[] states) "
       "-> Tensor",
       &gated_linear_attention_step);
 }

@@ -28,6 +28,13 @@ struct OperatorTraits {
 template <typename F>
 void define(torch::Library& library, const char* schema, F&& f, const OperatorTraits& traits = {});
 
+/// Makes `f` an op that moves states on in place, one more token at a time; it has no gradient.
+template <typename F>
+void define_update(torch::Library& library, const char* schema, F&& f) {
+  library.def(schema, torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, std::forward<F>(f)),
+              {at::Tag::pt2_compliant_tag});
+}
+
 namespace detail {
 
 /// The output in the op's layout, sharing memory with none of `others`: neither an input nor an output before it.

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/cpu/selective_scan_step.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 #include "ops/step_states.h"
@@ -75,8 +76,7 @@ Tensor selective_scan_step(const Tensor& u, const Tensor& delta, const Tensor& A
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "selective_scan_step(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
+  define_update(m, "selective_scan_step(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
       "delta_bias, bool delta_softplus, Tensor(a!)[] states) -> Tensor",
       &selective_scan_step);
 }

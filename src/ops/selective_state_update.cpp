@@ -118,21 +118,9 @@ Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def(
-      "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
-      "Tensor? z=None, Tensor? dt_bias=None, bool dt_softplus=False, Tensor? rows=None) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(seqloom, CompositeExplicitAutograd, m) {
-  m.impl("selective_state_update", &selective_state_update);
-}
-
-TORCH_LIBRARY_IMPL(seqloom, Meta, m) {
-  m.impl("selective_state_update",
-         [](const Tensor&, const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Optional&,
-            const Optional&, const Optional&, bool, const Optional&) {
-           return torch::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
-         });
+  define_update(m, "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
+      "Tensor? z=None, Tensor? dt_bias=None, bool dt_softplus=False, Tensor? rows=None) -> Tensor",
+ &selective_state_update);
 }
 
 }  // namespace seqloom::ops
