@@ -48,15 +48,20 @@ double memory_mib(const std::string& key) {
 struct Subject {
   std::shared_ptr<Decoder> decoder;
   TrainOptions train;
+  bool trainable;  // not where the matrices are kept in fewer bytes
 };
 
 Subject build_subject(const BenchArguments& arguments) {
   const bool recipe_file = std::filesystem::path(arguments.model).extension() == ".toml";
-  const Config recipe =
-      recipe_file ? load_recipe(arguments.model, arguments.assignments) : open_checkpoint(arguments.model).recipe;
+  Checkpoint checkpoint;
+  if (!recipe_file) checkpoint = open_checkpoint(arguments.model);
+  const Config recipe = recipe_file ? load_recipe(arguments.model, arguments.assignments) : checkpoint.recipe;
   if (!recipe.contains("model")) misuse("{}: the table [model] is missing", arguments.model);
-  return {std::make_shared<Decoder>(arguments.vocabulary, recipe["model"], arguments.model + ": model"),
-          read_options<TrainOptions>(recipe.value("train", Config::object()), arguments.model + ": train")};
+  Subject subject{std::make_shared<Decoder>(arguments.vocabulary, recipe["model"], arguments.model + ": model"),
+                  read_options<TrainOptions>(recipe.value("train", Config::object()), arguments.model + ": train"),
+                  checkpoint.weights == WeightFormat()};
+  if (!subject.trainable) subject.decoder->store_as(checkpoint.weights);
+  return subject;
 }
 
 struct Row {
@@ -117,7 +122,7 @@ Row measure(const Subject& subject, int64_t length, const BenchArguments& argume
   Row row{length};
   Decoder& decoder = *subject.decoder;
   const Tensor ids = torch::randint(decoder.vocabulary(), {arguments.batch, length}, torch::kInt64);
-  if (arguments.measures("train")) measure_training(subject, ids, arguments.repeats, row);
+  if (subject.trainable && arguments.measures("train")) measure_training(subject, ids, arguments.repeats, row);
   if (!arguments.measures("prefill") && !arguments.measures("decode")) return row;
 
   const torch::NoGradGuard no_grad;

@@ -63,6 +63,7 @@ int run(int argc, char** argv) {
   add_import_command(app);
   add_export_command(app);
   add_embed_command(app);
+  add_quantize_command(app);
   add_serve_command(app);
   try {
     app.parse(argc, argv);

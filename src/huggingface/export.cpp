@@ -113,6 +113,9 @@ Expressed express(const ModelTable& table, const std::string& task_kind, const s
 
 std::string export_checkpoint(const std::string& run, const std::string& out, const std::string& wanted) {
   const Checkpoint checkpoint = open_checkpoint(run);
+  if (checkpoint.weights.type == "int8") {
+    fail("{}: its weights are int8; export the checkpoint that they were made from", checkpoint.path);
+  }
   const Safetensors file(checkpoint.path);
   const Config task = member(checkpoint.recipe, "task");
   const std::string kind = text_at(task, "kind");

@@ -27,14 +27,16 @@ struct Descriptor {
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path) {
+MappedFile::MappedFile(const std::string& path, Writes writes) {
   const Descriptor file(path);
   struct stat status {};
   if (fstat(file.fd, &status) != 0) fail("{}: {}", path, std::strerror(errno));
   if (!S_ISREG(status.st_mode)) fail("{}: is not a regular file", path);
   size_ = static_cast<size_t>(status.st_size);
   if (size_ == 0) return;  // an empty mapping is an error to mmap, but an empty file is not one here
-  void* address = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
+  const bool copied = writes == Writes::kCopied;  // nothing is set aside for copies that are not expected
+  void* address = mmap(nullptr, size_, copied ? PROT_READ | PROT_WRITE : PROT_READ,
+                       copied ? MAP_PRIVATE | MAP_NORESERVE : MAP_PRIVATE, file.fd, 0);
   if (address == MAP_FAILED) fail("{}: cannot be mapped into memory: {}", path, std::strerror(errno));
   data_ = static_cast<const std::byte*>(address);
 }

@@ -5,10 +5,13 @@
 
 namespace seqloom {
 
-/// A file mapped read-only into memory. Throws Error naming the file when it cannot be.
+/// A file mapped into memory. Throws Error naming the file when it cannot be.
 class MappedFile {
  public:
-  explicit MappedFile(const std::string& path);
+  /// kCopied: a page that is written to all the same becomes this process's own; the file never changes.
+  enum class Writes { kForbidden, kCopied };
+
+  explicit MappedFile(const std::string& path, Writes writes = Writes::kForbidden);
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;

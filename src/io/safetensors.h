@@ -20,16 +20,23 @@ class Safetensors {
   /// Throws Error naming the file when it is missing or malformed.
   explicit Safetensors(const std::string& path);
 
+  const std::string& path() const { return path_; }
   const std::map<std::string, TensorInfo>& tensors() const { return header_.tensors; }
   const Metadata& metadata() const { return header_.metadata; }
   bool contains(const std::string& name) const { return header_.tensors.count(name) > 0; }
   /// A copy of one tensor in memory. Throws Error when there is no such name.
   torch::Tensor load(const std::string& name) const;
+  /// One tensor where it lies in the file, which stays mapped as long as the tensor lives; a copy where it does not lie
+  /// on a multiple of its elements' size, as files of other writers may have it. Writing to it does not change the
+  /// file. Nobody may truncate the file meanwhile: reading behind its new end kills the process.
+  torch::Tensor view(const std::string& name) const;
   TensorMap load_all() const;
 
  private:
+  const TensorInfo& info(const std::string& name) const;
+
   std::string path_;
-  MappedFile file_;
+  std::shared_ptr<MappedFile> file_;
   SafetensorsHeader header_;
 };
 

@@ -390,7 +390,7 @@ int64_t Attention::element_limit() const {
 
 Memory Attention::identity_element(int64_t batch) const {
   Memory element;
-  element["x"] = torch::zeros({batch, 0, width()}, q_proj_->weight.options().requires_grad(false));
+  element["x"] = torch::zeros({batch, 0, width()}, state_options());
   return element;
 }
 

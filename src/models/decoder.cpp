@@ -103,7 +103,7 @@ Tensor Decoder::hidden_of(const Tensor& vectors, Pass& pass) {
 }
 
 Tensor Decoder::logits(const Tensor& hidden) {
-  return ops::widened(torch::linear(hidden, output_weight())).narrow(-1, 0, vocabulary_);
+  return ops::widened(head_ ? head_(hidden) : embedding_->forward(hidden)).narrow(-1, 0, vocabulary_);
 }
 
 Tensor Decoder::extend(const Tensor& ids, Memory& memory) {

@@ -46,8 +46,13 @@ class Decoder : public torch::nn::Module {
   Tensor hidden_of(const Tensor& x, Pass& pass);
   /// hidden [..., D] -> logits [..., vocabulary] float32.
   Tensor logits(const Tensor& hidden);
-  /// [rows, D]: logits = hidden @ this^T, of which the rows that pad the vocabulary are left out.
+  /// [rows, D], of a model that is trained: logits = hidden @ this^T, of which the rows that pad the vocabulary are
+  /// left out.
   const Tensor& output_weight() const { return head_ ? head_->weight : embedding_->weight; }
+
+  /// Keeps the matrices in another format, the embedding among them; from then on the model is used, not trained.
+  /// Returns the greatest relative error of a matrix (LinearImpl::store_as).
+  double store_as(const WeightFormat& format) { return seqloom::store_as(*this, format); }
 
   /// The streaming form of `hidden`: reads T >= 1 more tokens. Throws UsageError when a layer is bidirectional.
   Tensor extend(const Tensor& ids, Memory& memory);

@@ -115,7 +115,9 @@ Tensor attention_step(const Tensor& q, const Tensor& k, const Tensor& v, at::Ten
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  define_update(m, "attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!)[] keys, Tensor(b!)[] values, int[] lengths, float "
+  define_update(
+      m,
+      "attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!)[] keys, Tensor(b!)[] values, int[] lengths, float "
       "scale, int? window=None, Tensor? frequencies=None, int[] positions=[], bool interleaved=False) -> Tensor",
       [](const Tensor& q, const Tensor& k, const Tensor& v, at::TensorList keys, at::TensorList values,
          const std::vector<int64_t>& lengths, double scale, std::optional<int64_t> window,

@@ -59,10 +59,11 @@ Tensor causal_conv1d_step(const Tensor& x, const Tensor& weight, const Optional&
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  define_update(m, "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor(a!)[] windows, bool silu=False) -> Tensor",
-        [](const Tensor& x, const Tensor& weight, const Optional& bias, at::TensorList windows, bool silu) {
-          return causal_conv1d_step(x, weight, bias, windows, silu);
-        });
+  define_update(
+      m, "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor(a!)[] windows, bool silu=False) -> Tensor",
+      [](const Tensor& x, const Tensor& weight, const Optional& bias, at::TensorList windows, bool silu) {
+        return causal_conv1d_step(x, weight, bias, windows, silu);
+      });
 }
 
 }  // namespace seqloom::ops

@@ -137,9 +137,11 @@ Tensor causal_conv1d_update(const Tensor& x, const Tensor& state, const Tensor& 
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  define_update(m, "causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias=None, bool silu=False, Tensor? "
+  define_update(
+      m,
+      "causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias=None, bool silu=False, Tensor? "
       "seen=None, Tensor? rows=None) -> Tensor",
- &causal_conv1d_update);
+      &causal_conv1d_update);
 }
 
 }  // namespace seqloom::ops

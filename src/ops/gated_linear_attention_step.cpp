@@ -66,7 +66,9 @@ Tensor gated_linear_attention_step(const Tensor& q, const Tensor& k, const Tenso
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  define_update(m, "gated_linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor? log_decay, float scale, Tensor(a!)[] states) "
+  define_update(
+      m,
+      "gated_linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor? log_decay, float scale, Tensor(a!)[] states) "
       "-> Tensor",
       &gated_linear_attention_step);
 }

@@ -14,7 +14,8 @@ namespace seqloom::ops {
 /// A few rows of x on a CPU (decoding) go through a kernel that reads float32, bfloat16 or int8 weights once, at the
 /// speed of memory, and multiplies them in float32 with x as it is. Many rows are torch's GEMM: of float32 weights in
 /// float32, of bfloat16 ones with x rounded to bfloat16 where the machine multiplies those, of int8 ones panel by panel
-/// in float32. While a RowByRow lives (row_by_row.h), all rows are few. Throws UsageError for shapes and types that do not fit.
+/// in float32. While a RowByRow lives (row_by_row.h), all rows are few. Throws UsageError for shapes and types that do
+/// not fit.
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
                      const std::optional<torch::Tensor>& scale = {}, const std::optional<torch::Tensor>& bias = {});
 

@@ -165,16 +165,14 @@ std::tuple<Tensor, Tensor> rwkv7(const Tensor& r, const Tensor& w, const Tensor&
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  define(
-      m,
-      "rwkv6(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? initial_state=None, Tensor? cu_seqlens=None, "
-      "int chunk=64) -> (Tensor, Tensor)",
-      &rwkv6);
-  define(
-      m,
-      "rwkv7(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? initial_state=None, Tensor? "
-      "cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
-      &rwkv7);
+  define(m,
+         "rwkv6(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? initial_state=None, Tensor? cu_seqlens=None, "
+         "int chunk=64) -> (Tensor, Tensor)",
+         &rwkv6);
+  define(m,
+         "rwkv7(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? initial_state=None, Tensor? "
+         "cu_seqlens=None, int chunk=64) -> (Tensor, Tensor)",
+         &rwkv7);
 }
 
 }  // namespace seqloom::ops

@@ -76,7 +76,9 @@ Tensor selective_scan_step(const Tensor& u, const Tensor& delta, const Tensor& A
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  define_update(m, "selective_scan_step(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
+  define_update(
+      m,
+      "selective_scan_step(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
       "delta_bias, bool delta_softplus, Tensor(a!)[] states) -> Tensor",
       &selective_scan_step);
 }

@@ -118,9 +118,11 @@ Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  define_update(m, "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
+  define_update(
+      m,
+      "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
       "Tensor? z=None, Tensor? dt_bias=None, bool dt_softplus=False, Tensor? rows=None) -> Tensor",
- &selective_state_update);
+      &selective_state_update);
 }
 
 }  // namespace seqloom::ops

@@ -142,10 +142,18 @@ LanguageModel load_language_model(const std::string& path) {
   const auto file = attached.find(kTokenizerFile);
   loaded.tokenizer =
       file == attached.end() ? make_tokenizer("bytes") : parse_tokenizer(file->second, path + ": tokenizer.json");
-  loaded.decoder = std::make_shared<Decoder>(loaded.tokenizer->vocabulary(), recipe.value("model", Config()),
-                                             loaded.checkpoint.path + ": model");
-  recipe.contains("distill") ? load_student(loaded.checkpoint, *loaded.decoder)
-                             : load_model(loaded.checkpoint, *loaded.decoder);
+  const auto make = [&] {
+    return std::make_shared<Decoder>(loaded.tokenizer->vocabulary(), recipe.value("model", Config()),
+                                     loaded.checkpoint.path + ": model");
+  };
+  if (recipe.contains("distill")) {
+    loaded.decoder = make();
+    load_student(loaded.checkpoint, *loaded.decoder);
+  } else {
+    const WithoutInitialisation about_to_be_mapped;
+    loaded.decoder = make();
+    map_model(loaded.checkpoint, *loaded.decoder);
+  }
   loaded.decoder->eval();
   return loaded;
 }

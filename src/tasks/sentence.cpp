@@ -83,14 +83,14 @@ SentenceModel load_sentence_model(const std::string& path) {
   loaded.tokenizer = attached == loaded.checkpoint.attachments.end()
                          ? make_tokenizer("bytes")
                          : parse_tokenizer(attached->second, path + ": tokenizer.json");
-  const WithoutInitialisation unset;
+  const WithoutInitialisation about_to_be_mapped;
   loaded.encoder =
       std::make_shared<Encoder>(loaded.tokenizer->vocabulary(), recipe.value("model", Config()), file + ": model");
   if (loaded.options.max_length > loaded.encoder->max_length()) {
     fail("{}: task.max_length = {} is above model.max_length = {}", file, loaded.options.max_length,
          loaded.encoder->max_length());
   }
-  load_model(loaded.checkpoint, *loaded.encoder);
+  map_model(loaded.checkpoint, *loaded.encoder);
   loaded.encoder->eval();
   return loaded;
 }

@@ -174,6 +174,10 @@ void Trainer::restore() {
   if (saved.recipe != checkpoint_.recipe) {
     misuse("{}: was trained by another recipe; resume with that one, or choose another --out", checkpoint_.path);
   }
+  if (saved.weights != WeightFormat()) {
+    misuse("{}: its weights are {}, made for use and not for training; go on from the run that they were made from",
+           checkpoint_.path, saved.weights.type);
+  }
   load_model(saved, task_->model());
   const Safetensors file(saved.path);
   for (const auto& parameter : task_->model().named_parameters()) {

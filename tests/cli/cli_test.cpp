@@ -69,6 +69,35 @@ TEST_F(Cli, TrainsEvaluatesAndGenerates) {
   EXPECT_NE(seqloom(prompt + "--seed 6").out, first.out);
 }
 
+TEST_F(Cli, QuantizesWhatIsUsedUnchanged) {
+  ASSERT_EQ(train("--set train.steps=60 --set model.width=32").status, 0);
+  const std::string source = read_text(folder / "run/checkpoint.safetensors");
+  const std::string eval = " --data " + path("text.txt") + " --tokens 512 --json";
+  const double bits = json::parse(seqloom("eval " + run_folder() + eval).out)["bits_per_byte"];
+  for (const auto& [format, distance] :
+       std::vector<std::pair<std::string, double>>{{"bfloat16", 0.02}, {"int8", 0.03}, {"int8 --group 16", 0.02}}) {
+    const std::string quantize = "quantize " + run_folder() + " --format " + format + " --out " + path("small");
+    const Outcome made = seqloom(quantize + " --json");
+    ASSERT_EQ(made.status, 0) << made.err;
+    const json result = json::parse(made.out);
+    EXPECT_LT(result["bytes_after"].get<int64_t>(), result["bytes_before"].get<int64_t>() / 4);  // no optimiser either
+    EXPECT_LT(result["greatest_relative_error"].get<double>(), 0.02);
+    EXPECT_EQ(read_text(folder / "run/checkpoint.safetensors"), source) << "the source was touched";
+    const double now = json::parse(seqloom("eval " + path("small") + eval).out)["bits_per_byte"];
+    EXPECT_NEAR(now, bits, distance) << format;
+    EXPECT_EQ(seqloom("generate " + path("small") + " --prompt Lic --tokens 5").status, 0);
+    EXPECT_EQ(seqloom("bench " + path("small") + " --lengths 8 --decode 2 --repeats 1 --json").status, 0);
+  }
+  expect_error(seqloom("quantize " + path("small") + " --format int8 --out " + path("again")), 2, "int8 already");
+  expect_error(seqloom("quantize " + run_folder() + " --format int8 --out " + run_folder()), 2,
+               "is the checkpoint itself");
+  expect_error(seqloom("quantize " + run_folder() + " --format bfloat16 --group 64 --out " + path("b")), 2,
+               "--group goes with");
+  expect_error(
+      seqloom("train " + recipe() + " --set train.steps=60 --set model.width=32 --resume --out " + path("small")), 2,
+      "made for use and not for training");
+}
+
 TEST_F(Cli, MetricsAreJsonLines) {
   ASSERT_EQ(train("--set train.eval_every=3").status, 0);
   std::ifstream lines(run_folder() + "/metrics.jsonl");

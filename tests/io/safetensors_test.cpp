@@ -48,6 +48,36 @@ TEST(Safetensors, RoundTripsEveryType) {
   EXPECT_EQ(folder.files(), 1U);
 }
 
+TEST(Safetensors, ViewsLieInTheFileAndOutliveIt) {
+  const TemporaryFolder folder;
+  const TensorMap tensors = {{"a", torch::arange(5).to(torch::kInt8)},  // written behind the wider ones
+                             {"b", torch::randn({3, 2})},
+                             {"c", torch::randn({7}, torch::kFloat64)},
+                             {"d", torch::ones({3}, torch::kBool)},
+                             {"e", torch::empty({0})}};
+  save_safetensors(folder.file("a"), tensors, {});
+  TensorMap views;
+  {
+    const Safetensors file(folder.file("a"));
+    for (const auto& [name, tensor] : tensors) views[name] = file.view(name);
+    EXPECT_EQ(file.view("b").data_ptr(), file.view("b").data_ptr());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(file.view("c").data_ptr()) % 64, 0U);
+    EXPECT_ERROR(file.view("f"), "there is no tensor 'f'");
+  }
+  for (const auto& [name, tensor] : tensors) EXPECT_TRUE(identical(views.at(name), tensor)) << name;
+  views["b"].fill_(3);  // this process's own page
+  EXPECT_TRUE(identical(Safetensors(folder.file("a")).load("b"), tensors.at("b")));
+}
+
+TEST(Safetensors, ATensorThatLiesOddlyIsCopied) {
+  const TemporaryFolder folder;
+  const std::string header = R"({"x":{"dtype":"I8","shape":[1],"data_offsets":[0,1]},)"
+                             R"("y":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})";
+  const Safetensors file(folder.make("odd", file_of(header, 5)));
+  EXPECT_TRUE(identical(file.view("y"), file.load("y")));
+  EXPECT_NE(file.view("y").data_ptr(), file.view("y").data_ptr());
+}
+
 TEST(Safetensors, NarrowAndUnsignedTypesLoad) {
   const TemporaryFolder folder;
   TensorMap tensors;

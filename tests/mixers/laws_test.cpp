@@ -360,6 +360,29 @@ TEST_P(Laws, Types) {
   }
 }
 
+TEST_P(Laws, WeightFormats) {
+  const torch::NoGradGuard no_grad;
+  const Tensor exact = forward(x);
+  const double size = exact.square().mean().sqrt().item<double>();
+  for (const WeightFormat& format : {WeightFormat{"int8", 0}, {"int8", 8}, {"bfloat16", 0}}) {
+    SetUp();  // the mixer as it was
+    store_as(*mixer, format);
+    const Tensor whole = forward(x);
+    EXPECT_EQ(whole.scalar_type(), torch::kFloat32);
+    EXPECT_LE((whole - exact).square().mean().sqrt().item<double>(), 0.05 * size + 1e-3) << format.type;
+    if (causal == nullptr) continue;
+    Memory memory = causal->empty_memory(kBatch);
+    std::vector<Tensor> outputs;
+    for (int64_t t = 0; t < kTokens; ++t) outputs.push_back(extend(part(t, t + 1), memory));
+    const Tensor streamed = torch::cat(outputs, 1);
+    if (format.type == "int8") {
+      expect_close(streamed, whole, "int8, streamed");
+    } else {  // many rows are rounded to bfloat16 before they are multiplied, few are not
+      EXPECT_LE((streamed - whole).square().mean().sqrt().item<double>(), 0.05 * size + 1e-3);
+    }
+  }
+}
+
 TEST_P(Laws, WrongShapesAreRefused) {
   EXPECT_THROW(mixer->forward(torch::randn({kBatch, 0, kTrialWidth})), UsageError);
   EXPECT_THROW(mixer->forward(torch::randn({kBatch, 3, kTrialWidth + 1})), UsageError);
