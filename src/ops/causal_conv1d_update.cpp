@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "ops/operator.h"
 #include "ops/packing.h"
 #include "ops/state_rows.h"
 

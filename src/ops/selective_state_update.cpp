@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "ops/cpu/selective_state_update.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/state_rows.h"
 

@@ -3,7 +3,7 @@
 #include <set>
 #include <string>
 
-#include "io/jinja.h"
+#include "io/jinja/template.h"
 #include "serve/completion_request.h"
 #include "tasks/language.h"
 

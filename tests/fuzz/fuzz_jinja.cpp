@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "io/jinja.h"
+#include "io/jinja/template.h"
 #include "io/json.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

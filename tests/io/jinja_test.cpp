@@ -1,5 +1,5 @@
 // Chat templates: the same text as real Jinja gives (tests/io/make_jinja_data.py), and hostile templates.
-#include "io/jinja.h"
+#include "io/jinja/template.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Statements.
-#include "io/jinja_renderer.h"
+#include "io/jinja/renderer.h"
 
 #include <algorithm>
 

@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "io/jinja_value.h"
+#include "io/jinja/value.h"
 
 namespace seqloom::jinja {
 

@@ -3,8 +3,8 @@
 #include <map>
 
 #include "base/error.h"
-#include "io/jinja_builtins.h"
-#include "io/jinja_strings.h"
+#include "io/jinja/builtins.h"
+#include "io/jinja/strings.h"
 
 namespace seqloom::jinja {
 namespace {

@@ -1,4 +1,4 @@
-#include "io/jinja_value.h"
+#include "io/jinja/value.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 // Expressions.
 #include "base/error.h"
-#include "io/jinja_renderer.h"
+#include "io/jinja/renderer.h"
 
 namespace seqloom::jinja {
 

@@ -1,4 +1,4 @@
-#include "io/jinja_strings.h"
+#include "io/jinja/strings.h"
 
 #include <locale.h>
 #include <wctype.h>

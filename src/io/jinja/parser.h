@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "base/error.h"
-#include "io/jinja_lexer.h"
-#include "io/jinja_syntax.h"
+#include "io/jinja/lexer.h"
+#include "io/jinja/syntax.h"
 
 namespace seqloom::jinja {
 

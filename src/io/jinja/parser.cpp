@@ -1,5 +1,5 @@
 // Statements: what stands between the texts of a template.
-#include "io/jinja_parser.h"
+#include "io/jinja/parser.h"
 
 #include <algorithm>
 

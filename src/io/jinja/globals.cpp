@@ -2,7 +2,7 @@
 #include <ctime>
 
 #include "base/error.h"
-#include "io/jinja_builtins.h"
+#include "io/jinja/builtins.h"
 #include "io/json.h"
 
 namespace seqloom::jinja {

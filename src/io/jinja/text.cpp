@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "io/jinja_value.h"
+#include "io/jinja/value.h"
 #include "io/utf8.h"
 
 namespace seqloom::jinja {

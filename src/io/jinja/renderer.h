@@ -3,8 +3,8 @@
 #include <utility>
 #include <vector>
 
-#include "io/jinja_builtins.h"
-#include "io/jinja_syntax.h"
+#include "io/jinja/builtins.h"
+#include "io/jinja/syntax.h"
 
 namespace seqloom::jinja {
 

@@ -1,6 +1,6 @@
 #include <charconv>
 
-#include "io/jinja_parser.h"
+#include "io/jinja/parser.h"
 #include "io/json.h"
 
 namespace seqloom::jinja {

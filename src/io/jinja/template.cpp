@@ -1,8 +1,8 @@
-#include "io/jinja.h"
+#include "io/jinja/template.h"
 
 #include "base/error.h"
-#include "io/jinja_renderer.h"
-#include "io/jinja_syntax.h"
+#include "io/jinja/renderer.h"
+#include "io/jinja/syntax.h"
 
 namespace seqloom {
 namespace {
