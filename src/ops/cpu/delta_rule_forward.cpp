@@ -135,7 +135,8 @@ void RecurrentHeads(const DeltaHead* heads, const DeltaForward* outs, size_t cou
 }
 
 void ForwardHeads(const DeltaHead* heads, const DeltaForward* outs, size_t count) {
-  if (heads->tokens < kFewDeltaTokens && outs->state_step == 0) return RecurrentHeads(heads, outs, count);
+  const bool few = heads->tokens > 0 && heads->tokens < kFewDeltaTokens;
+  if (few && outs->state_step == 0) return RecurrentHeads(heads, outs, count);
   Scratch scratch(DeltaChunkFloats(padded(heads->keys)) + (3 * kDeltaPanel + 1) * kDeltaChunk);
   DeltaChunk c = MakeDeltaChunk(*heads, scratch);
   const ForwardRoom room{scratch.take(2 * kDeltaChunk * kDeltaPanel), scratch.take(kDeltaChunk * kDeltaPanel),
