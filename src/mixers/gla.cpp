@@ -89,7 +89,8 @@ Tensor Gla::finish(const Tensor& o, const Tensor& x) {
 
 Tensor Gla::read(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v, log_decay] = project(x, memory, pass.layout);
-  const auto [o, S] = ops::gated_linear_attention(q, k, v, log_decay, scale(), memory["S"], pass.layout.cu_seqlens());
+  const auto [o, S] = ops::gated_linear_attention(q, k, v, log_decay, scale(), pass.layout.start(memory["S"]),
+                                                  pass.layout.cu_seqlens());
   memory["S"] = S;
   return finish(o, x);
 }

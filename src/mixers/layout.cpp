@@ -59,6 +59,10 @@ std::optional<torch::Tensor> Layout::cu_seqlens() const {
   return is_packed() ? std::make_optional(offsets_) : std::nullopt;
 }
 
+std::optional<torch::Tensor> Layout::start(const torch::Tensor& state) const {
+  return is_packed() ? std::nullopt : std::make_optional(state);
+}
+
 int64_t Layout::sequences(int64_t batch) const {
   return is_packed() ? offsets_.size(0) - 1 : batch;
 }

@@ -32,6 +32,8 @@ class Layout {
   std::optional<torch::Tensor> cu_seqlens() const;
   /// Sequences in x of `batch` rows: R when packed.
   int64_t sequences(int64_t batch) const;
+  /// The state that rows go on from; none in front of packed ones, which spares ops a tensor of zeros for each row.
+  std::optional<torch::Tensor> start(const torch::Tensor& state) const;
   /// Throws UsageError unless the packed rows fill x [1, N, D].
   void check_packed(const torch::Tensor& x) const;
 

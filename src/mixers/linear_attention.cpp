@@ -54,13 +54,15 @@ Tensor LinearAttention::finish(const Tensor& o) {
 Tensor LinearAttention::read(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v] = project(x, pass.layout);
   if (!options_.normalize) {
-    const auto [o, S] = ops::gated_linear_attention(q, k, v, {}, options_.scale, memory["S"], pass.layout.cu_seqlens());
+    const auto [o, S] = ops::gated_linear_attention(q, k, v, {}, options_.scale, pass.layout.start(memory["S"]),
+                                                    pass.layout.cu_seqlens());
     memory["S"] = S;
     memory["z"] = memory["z"] + sequence_sums(ops::widened(k), pass.layout);
     return finish(o);
   }
-  const auto [o, S, z] = ops::normalized_gated_linear_attention(q, k, v, {}, options_.scale, options_.eps, memory["S"],
-                                                                memory["z"], pass.layout.cu_seqlens());
+  const auto [o, S, z] =
+      ops::normalized_gated_linear_attention(q, k, v, {}, options_.scale, options_.eps, pass.layout.start(memory["S"]),
+                                             pass.layout.start(memory["z"]), pass.layout.cu_seqlens());
   memory["S"] = S.contiguous();  // parts of one tensor: a memory holds no more than its own
   memory["z"] = z.contiguous();
   return finish(o);

@@ -88,7 +88,8 @@ Mamba2::Selected Mamba2::select(const Tensor& u, Memory& memory, const Layout& l
 }
 
 std::tuple<Tensor, Tensor> Mamba2::scan(const Selected& s, const Tensor& initial_state, const Layout& layout) const {
-  return ops::ssd(s.x, s.dt, A(), s.B, s.C, skip(), {}, {}, initial_state, layout.cu_seqlens(), options_.chunk_size);
+  return ops::ssd(s.x, s.dt, A(), s.B, s.C, skip(), {}, {}, layout.start(initial_state), layout.cu_seqlens(),
+                  options_.chunk_size);
 }
 
 Tensor Mamba2::finish(const Tensor& y, const Selected& s, torch::ScalarType type) {

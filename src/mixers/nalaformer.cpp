@@ -153,8 +153,9 @@ Tensor Nalaformer::read(const Tensor& x, Memory& memory, Pass& pass) {
   const Tensor keep = pass.layout.keep(x.size(0), x.size(1));
   const Projected p = project(x, keep, angles(x, token_positions(x, pass, memory)));
   const auto cu_seqlens = pass.layout.cu_seqlens();
-  const auto [numerator, S] = ops::gated_linear_attention(
-      p.q_turned, p.k_turned, split_heads(ops::widened(p.v), options_.heads), {}, 1, memory["S"], cu_seqlens);
+  const auto [numerator, S] =
+      ops::gated_linear_attention(p.q_turned, p.k_turned, split_heads(ops::widened(p.v), options_.heads), {}, 1,
+                                  pass.layout.start(memory["S"]), cu_seqlens);
   const auto [z, last_z] = running_sums(p.k, memory["z"], cu_seqlens);
   // padding before the first token has seen none: a 0 would make its unused output NaN, and so the gradients
   const Tensor seen = tokens_seen(x, pass.layout, memory).clamp_min(1);

@@ -76,7 +76,8 @@ Tensor RetNet::finish(const Tensor& o, const Tensor& x) {
 
 Tensor RetNet::read(const Tensor& x, Memory& memory, Pass& pass) {
   const auto [q, k, v, log_decay] = project(x, token_positions(x, pass, memory), pass.layout);
-  const auto [o, S] = ops::gated_linear_attention(q, k, v, log_decay, scale(), memory["S"], pass.layout.cu_seqlens());
+  const auto [o, S] = ops::gated_linear_attention(q, k, v, log_decay, scale(), pass.layout.start(memory["S"]),
+                                                  pass.layout.cu_seqlens());
   memory["S"] = S;
   return finish(o, x);
 }

@@ -151,55 +151,71 @@ std::tuple<Tensor, Tensor> reference(const Tensor& q, const Tensor& k, const Ten
   return {torch::cat(os, 1), torch::cat(states, 0)};
 }
 
+Tensor zero_state(const Tensor& q, const Tensor& v, const Tensor& offsets) {
+  return torch::zeros({count_sequences(q, offsets), q.size(2), q.size(3), v.size(3)}, widened(q).options());
+}
+
 /// The fused kernel with its gradient, float32 or bfloat16 each with a contiguous last dimension; states float32.
 class FusedGla : public torch::autograd::Function<FusedGla> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
-                               const std::optional<Tensor>& gate, const Tensor& state,
+                               const std::optional<Tensor>& gate, const std::optional<Tensor>& state,
                                const std::optional<Tensor>& offsets, double scale, bool needs_gradient) {
-    const Tensor cuts = offsets.value_or(Tensor());
-    const cpu::GlaInputs in{q, k, v, gate.value_or(Tensor()), state, scale, cuts.defined() ? to_vector(cuts) : Cuts()};
+    const Tensor cuts = offsets.value_or(Tensor()), none;
+    const cpu::GlaInputs in{
+        q, k, v, gate.value_or(none), state.value_or(none), scale, cuts.defined() ? to_vector(cuts) : Cuts()};
     const cpu::GlaOutputs out = cpu::gated_linear_attention_forward(in, needs_gradient);
-    context->save_for_backward({in.q, in.k, in.v, in.gate, in.state, out.checkpoints, cuts});
+    context->save_for_backward({in.q, in.k, in.v, in.gate, in.state, cuts, out.checkpoints, out.last});
     context->saved_data["scale"] = scale;
+    context->set_materialize_grads(false);  // a last state that nobody uses costs nothing
     return {out.o, out.state};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto s = context->get_saved_variables();
     const double scale = context->saved_data["scale"].toDouble();
-    if (torch::GradMode::is_enabled()) {
-      const auto gate = s[3].defined() ? std::make_optional<Tensor>(s[3]) : std::nullopt;
-      const auto [o, state] = reference(s[0], s[1], s[2], gate, scale, s[4], /*chunk=*/64, s[6]);
-      variable_list all = reference_gradients({o, state}, variable_list(s.begin(), s.begin() + 5), gradients);
-      all.resize(8);
-      return all;
-    }
-    const cpu::GlaInputs in{s[0], s[1], s[2], s[3], s[4], scale, s[6].defined() ? to_vector(s[6]) : Cuts()};
-    const auto g = cpu::gated_linear_attention_backward(in, s[5], gradients[0].contiguous(), gradients[1].contiguous());
+    const Tensor d_o = gradients[0].defined() ? gradients[0].contiguous() : torch::zeros(s[2].sizes(), s[2].options());
+    if (torch::GradMode::is_enabled()) return through_reference(s, scale, d_o, gradients[1]);
+    const cpu::GlaInputs in{s[0], s[1], s[2], s[3], s[4], scale, s[5].defined() ? to_vector(s[5]) : Cuts()};
+    const Tensor d_state = gradients[1].defined() ? gradients[1].contiguous() : Tensor();
+    const auto g =
+        cpu::gated_linear_attention_backward(in, s[6], s[7], d_o, d_state, s[4].defined() && s[4].requires_grad());
     return {g.q, g.k, g.v, g.gate, g.state, Tensor(), Tensor(), Tensor()};
   }
 
  private:
   using Cuts = std::vector<int64_t>;
+
+  static variable_list through_reference(const variable_list& s, double scale, const Tensor& d_o,
+                                         const Tensor& d_state) {
+    const auto gate = s[3].defined() ? std::make_optional<Tensor>(s[3]) : std::nullopt;
+    const Tensor start = s[4].defined() ? s[4] : zero_state(s[0], s[2], s[5]);
+    const auto [o, state] = reference(s[0], s[1], s[2], gate, scale, start, /*chunk=*/64, s[5]);
+    const Tensor d_last = d_state.defined() ? d_state : torch::zeros_like(state);
+    variable_list all = reference_gradients({o, state}, variable_list(s.begin(), s.begin() + 5), {d_o, d_last});
+    all.resize(8);
+    return all;
+  }
 };
 
 std::tuple<Tensor, Tensor> fused(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
-                                 double scale, const Tensor& state, const Tensor& offsets) {
+                                 double scale, const std::optional<Tensor>& initial_state, const Tensor& offsets) {
   const auto gate = g ? std::make_optional(with_rows(*g)) : std::nullopt;
+  const auto state = initial_state ? std::make_optional(widened(*initial_state)) : std::nullopt;
   const auto cuts = offsets.defined() ? std::make_optional(offsets) : std::nullopt;
-  const auto out = FusedGla::apply(with_rows(q), with_rows(k), with_rows(v), gate, state.contiguous(), cuts, scale,
-                                   wants_gradient({q, k, v, g.value_or(Tensor()), state}));
+  const bool needs_gradient = wants_gradient({q, k, v, g.value_or(Tensor()), state.value_or(Tensor())});
+  const auto out = FusedGla::apply(with_rows(q), with_rows(k), with_rows(v), gate, state, cuts, scale, needs_gradient);
   return {out[0].to(v.scalar_type()), out[1]};
 }
 
 std::tuple<Tensor, Tensor> evaluate(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& g,
                                     double scale, const std::optional<Tensor>& initial_state, int64_t chunk,
                                     const Tensor& offsets) {
-  const std::vector<int64_t> shape = {count_sequences(q, offsets), q.size(2), q.size(3), v.size(3)};
-  const Tensor state = initial_state ? widened(*initial_state) : torch::zeros(shape, widened(q).options());
-  return fusable({q, k, v, g.value_or(Tensor()), state}) ? fused(q, k, v, g, scale, state, offsets)
-                                                         : reference(q, k, v, g, scale, state, chunk, offsets);
+  if (fusable({q, k, v, g.value_or(Tensor()), initial_state.value_or(Tensor())})) {
+    return fused(q, k, v, g, scale, initial_state, offsets);
+  }
+  const Tensor state = initial_state ? widened(*initial_state) : zero_state(q, v, offsets);
+  return reference(q, k, v, g, scale, state, chunk, offsets);
 }
 
 }  // namespace

@@ -43,11 +43,15 @@ inline ChunkGradients MakeGradients(size_t K, size_t V, Scratch& scratch) {
   return g;
 }
 
-/// Adds to dq and dk what comes through the states before and behind the chunk.
+/// Adds to dq and dk what comes through the states before and behind the chunk; null: that state, or its gradient, is
+/// 0.
 void GradientsThroughStates(const GlaChunk& c, const ChunkGradients& g, const float* before, const float* d_state) {
-  Transpose({before, c.V}, {g.state_turned, c.K}, c.K, c.V);
-  Gemm<Store::kSet>({g.d_o, c.V, 1}, {g.state_turned, c.K}, {g.product, c.K}, c.rows, c.K, c.V);
-  MultiplyAdd(g.product, c.from_start, c.rows * c.K, g.dq);
+  if (before != nullptr) {
+    Transpose({before, c.V}, {g.state_turned, c.K}, c.K, c.V);
+    Gemm<Store::kSet>({g.d_o, c.V, 1}, {g.state_turned, c.K}, {g.product, c.K}, c.rows, c.K, c.V);
+    MultiplyAdd(g.product, c.from_start, c.rows * c.K, g.dq);
+  }
+  if (d_state == nullptr) return;
   Transpose({d_state, c.V}, {g.state_turned, c.K}, c.K, c.V);
   Gemm<Store::kSet>({c.v, c.V, 1}, {g.state_turned, c.K}, {g.product, c.K}, c.rows, c.K, c.V);
   MultiplyAdd(g.product, c.to_end, c.rows * c.K, g.dk);
@@ -93,11 +97,19 @@ void AddDiagonal(const GlaChunk& c, const ChunkGradients& g) {
   }
 }
 
-void BackwardChunk(const GlaHead& head, const GlaBackward& out, const float* before, size_t first, GlaChunk& c,
+/// The states around a chunk and their gradient.
+struct StatesAround {
+  const float *before, *after;  // before: null where it is zero
+  float* gradient;              // of the state behind the chunk, which becomes that of the state before it
+  bool known, wanted;           // whether the one is not zero, whether the other is asked for
+};
+
+void BackwardChunk(const GlaHead& head, const GlaBackward& out, const StatesAround& s, size_t first, GlaChunk& c,
                    const ChunkGradients& g) {
   LoadChunk(head, first, c);
   LoadRows(c, out.d_o, first, head.values, c.V, 1, g.d_o);
-  RowProducts(before + c.K * c.V, out.d_state, c.K, c.V, g.through_state);
+  std::fill_n(g.through_state, c.K, 0.0f);
+  if (s.known) RowProducts(s.after, s.gradient, c.K, c.V, g.through_state);
 
   Transpose({c.v, c.V}, {g.v_turned, c.rows}, c.rows, c.V);
   Gemm<Store::kSet, Shape::kLowerResult>({g.d_o, c.V, 1}, {g.v_turned, c.rows}, {g.d_scores, c.rows}, c.rows, c.rows,
@@ -108,28 +120,40 @@ void BackwardChunk(const GlaHead& head, const GlaBackward& out, const float* bef
   std::fill_n(g.dk, c.rows * c.K, 0.0f);
   const ScoreGradients through_scores{g.d_scores, g.dq, g.dk, g.product};
   PrepareChunk(head, c, &through_scores);
-  GradientsThroughStates(c, g, before, out.d_state);
+  GradientsThroughStates(c, g, s.before, s.known ? s.gradient : nullptr);
 
   Gemm<Store::kSet, Shape::kUpperLeft>({c.scores, 1, c.rows}, {g.d_o, c.V}, {g.dv, c.V}, c.rows, c.V, c.rows);
-  Gemm<Store::kAdd>({c.k_out, c.K, 1}, {out.d_state, c.V}, {g.dv, c.V}, c.rows, c.V, c.K);
+  if (s.known) Gemm<Store::kAdd>({c.k_out, c.K, 1}, {s.gradient, c.V}, {g.dv, c.V}, c.rows, c.V, c.K);
   StoreRows(c, g.dv, c.V, first, head.values, 1, out.dv);
   if (head.gate.from != nullptr) StoreGateGradient(head, c, g, first, out.d_gate);
   AddDiagonal(c, g);
   StoreRows(c, g.dq, c.K, first, head.keys, head.scale, out.dq);
   StoreRows(c, g.dk, c.K, first, head.keys, 1, out.dk);
 
-  DecayState(c, out.d_state);
-  Gemm<Store::kAdd>({c.q_in, 1, c.K}, {g.d_o, c.V}, {out.d_state, c.V}, c.K, c.V, c.rows);
+  if (!s.wanted) return;
+  if (s.known) {
+    DecayState(c, s.gradient);
+  } else {
+    std::fill_n(s.gradient, c.K * c.V, 0.0f);
+  }
+  Gemm<Store::kAdd>({c.q_in, 1, c.K}, {g.d_o, c.V}, {s.gradient, c.V}, c.K, c.V, c.rows);
 }
 
 void BackwardHeads(const GlaHead* heads, const GlaBackward* outs, size_t count) {
   const size_t K = padded(heads->keys), V = padded(heads->values);
-  Scratch scratch(ChunkFloats(K, V) + GradientFloats(K, V));
+  const size_t chunks = hwy::DivCeil(heads->tokens, kGlaChunk), size = K * V;
+  Scratch scratch(ChunkFloats(K, V) + GradientFloats(K, V) + count * size);
   GlaChunk c = MakeChunk(heads->keys, heads->values, scratch);
   const ChunkGradients g = MakeGradients(K, V, scratch);
-  for (size_t chunk = hwy::DivCeil(heads->tokens, kGlaChunk); chunk-- > 0;) {
+  float* own = scratch.take(count * size);  // for the gradients of states that nobody else sees
+  for (size_t chunk = chunks; chunk-- > 0;) {
     for (size_t h = 0; h < count; ++h) {
-      BackwardChunk(heads[h], outs[h], outs[h].checkpoints + chunk * K * V, chunk * kGlaChunk, c, g);
+      const GlaBackward& out = outs[h];
+      const bool last = chunk + 1 == chunks, given = out.d_state != nullptr;
+      const StatesAround s{chunk == 0 ? out.initial : out.checkpoints + (chunk - 1) * size,
+                           last ? out.last : out.checkpoints + chunk * size, given ? out.d_state : own + h * size,
+                           given || !last, chunk > 0 || out.with_initial};
+      BackwardChunk(heads[h], out, s, chunk * kGlaChunk, c, g);
     }
   }
 }

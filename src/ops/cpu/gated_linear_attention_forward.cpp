@@ -12,7 +12,7 @@ namespace seqloom::ops::cpu::HWY_NAMESPACE {
 
 void ForwardChunk(const GlaHead& head, const GlaForward& out, size_t first, GlaChunk& c, float* o) {
   const size_t K = c.K, V = c.V;
-  if (out.checkpoints != nullptr) std::copy_n(out.state, K * V, out.checkpoints + first / kGlaChunk * K * V);
+  if (out.keep && first > 0) std::copy_n(out.state, K * V, out.checkpoints + (first / kGlaChunk - 1) * K * V);
   LoadChunk(head, first, c);
   PrepareChunk(head, c, nullptr);
   Gemm<Store::kSet, Shape::kLowerLeft>({c.scores, c.rows, 1}, {c.v, V}, {o, V}, c.rows, V, c.rows);
@@ -76,16 +76,14 @@ void RecurrentHeads(const GlaHead* heads, const GlaForward* outs, size_t count) 
 }
 
 void ForwardHeads(const GlaHead* heads, const GlaForward* outs, size_t count) {
-  if (heads->tokens < kFewTokens && outs->checkpoints == nullptr) return RecurrentHeads(heads, outs, count);
   const size_t K = padded(heads->keys), V = padded(heads->values);
+  for (size_t h = 0; h < count && outs->from_nothing; ++h) std::fill_n(outs[h].state, K * V, 0.0f);
+  if (heads->tokens < kFewTokens) return RecurrentHeads(heads, outs, count);
   Scratch scratch(ChunkFloats(K, V) + kGlaChunk * V);
   GlaChunk c = MakeChunk(heads->keys, heads->values, scratch);
   float* o = scratch.take(kGlaChunk * V);
   for (size_t first = 0; first < heads->tokens; first += kGlaChunk) {
     for (size_t h = 0; h < count; ++h) ForwardChunk(heads[h], outs[h], first, c, o);
-  }
-  for (size_t h = 0; h < count && outs[h].checkpoints != nullptr; ++h) {
-    std::copy_n(outs[h].state, K * V, outs[h].checkpoints + hwy::DivCeil(heads->tokens, kGlaChunk) * K * V);
   }
 }
 

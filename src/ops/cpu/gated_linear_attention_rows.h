@@ -20,17 +20,20 @@ struct GlaHead {
   float scale;
 };
 
-/// state and checkpoints are padded, [padded(K), padded(V)] each.
+/// States are padded, [padded(K), padded(V)] each.
 struct GlaForward {
   HeadResult o;
-  float* state;        // read and replaced
-  float* checkpoints;  // the states before each chunk and behind the last one, or null
+  float* state;        // read, unless there is none at the start, and replaced
+  bool from_nothing;   // the state at the start is zero, whatever is there
+  bool keep;           // whether checkpoints are kept
+  float* checkpoints;  // the states between chunks
 };
 
 struct GlaBackward {
   HeadRows d_o;
-  const float* checkpoints;
-  float* d_state;  // the final state's gradient, which becomes the initial one's
+  const float *initial, *checkpoints, *last;  // the states before the first chunk, null: zero; between; behind
+  float* d_state;                             // the final state's gradient, which becomes the initial one's; null: zero
+  bool with_initial;                          // whether the initial one's gradient is asked for
   HeadResult dq, dk, dv, d_gate;
 };
 
