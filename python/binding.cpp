@@ -144,7 +144,7 @@ struct PyDecoder : PyModule<Decoder> {
   }
 
   void save(const std::string& path, const std::string& recipe, int64_t step, const Texts& attachments) const {
-    Checkpoint saved{path, parse(recipe, "a recipe"), step, {}};
+    Checkpoint saved{path, parse(recipe, "a recipe"), step, {}, {}};
     for (const auto& entry : attachments) saved.attachments[entry.key()] = entry.value();
     save_checkpoint(saved, *module, {});
   }
@@ -196,7 +196,9 @@ TORCH_LIBRARY_FRAGMENT(seqloom, m) {
   define_module(decoder);
   decoder.def(torch::init<int64_t, const std::string&>())
       .def_static("open",
-                  [](const std::string& path) { return c10::make_intrusive<PyDecoder>(load_language_model(path)); })
+                  [](const std::string& path) {
+                    return c10::make_intrusive<PyDecoder>(load_language_model(path, /*trainable=*/true));
+                  })
       .def("vocabulary", [](const c10::intrusive_ptr<PyDecoder>& self) { return self->module->vocabulary(); })
       .def("recipe", [](const c10::intrusive_ptr<PyDecoder>& self) { return self->checkpoint.recipe.dump(); })
       .def("training_step", [](const c10::intrusive_ptr<PyDecoder>& self) { return self->checkpoint.step; })

@@ -26,6 +26,7 @@ struct BenchArguments {
   int64_t decode = 64, repeats = 3, threads = 0, batch = 1;
   int64_t vocabulary = 256;  // speed is measured on random tokens; a byte vocabulary stands for any
   bool json = false, stream = false, layers = false, ragged = false;
+  WeightFormat weights;  // of a recipe's model; a checkpoint says its own
   MixerBench mixers;
 
   bool measures(const std::string& what) const { return std::find(only.begin(), only.end(), what) != only.end(); }
@@ -54,8 +55,13 @@ struct Subject {
 Subject build_subject(const BenchArguments& arguments) {
   const bool recipe_file = std::filesystem::path(arguments.model).extension() == ".toml";
   Checkpoint checkpoint;
-  if (!recipe_file) checkpoint = open_checkpoint(arguments.model);
-  const Config recipe = recipe_file ? load_recipe(arguments.model, arguments.assignments) : checkpoint.recipe;
+  if (recipe_file) {
+    checkpoint.recipe = load_recipe(arguments.model, arguments.assignments);
+    checkpoint.weights = arguments.weights;
+  } else {
+    checkpoint = open_checkpoint(arguments.model);
+  }
+  const Config& recipe = checkpoint.recipe;
   if (!recipe.contains("model")) misuse("{}: the table [model] is missing", arguments.model);
   Subject subject{std::make_shared<Decoder>(arguments.vocabulary, recipe["model"], arguments.model + ": model"),
                   read_options<TrainOptions>(recipe.value("train", Config::object()), arguments.model + ": train"),
@@ -212,6 +218,10 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 16));
   command->add_option("--vocabulary", arguments->vocabulary, "tokens that the model knows (default: bytes)")
       ->check(CLI::Range(1, 1 << 24));
+  command->add_option("--weights", arguments->weights.type, "with a recipe: in what the matrices are kept")
+      ->check(CLI::IsMember({"float32", "bfloat16", "int8"}));
+  command->add_option("--group", arguments->weights.group, "with --weights int8: columns that share a scale (0: a row)")
+      ->check(CLI::Range(0, 1 << 16));
   command->add_option("--repeats", arguments->repeats, "runs of which the median counts")->check(CLI::Range(1, 1000));
   command->add_option("--threads", arguments->threads, "threads (default: all)")->check(CLI::Range(1, 1024));
   command->add_option("--only", arguments->only, "measure only some of train, prefill, decode")

@@ -130,7 +130,7 @@ TextScore score_text(Decoder& decoder, const Tokenizer& tokenizer, const TokenFi
   return score;
 }
 
-LanguageModel load_language_model(const std::string& path) {
+LanguageModel load_language_model(const std::string& path, bool trainable) {
   LanguageModel loaded;
   loaded.checkpoint = open_checkpoint(path);
   const Config& recipe = loaded.checkpoint.recipe;
@@ -149,6 +149,9 @@ LanguageModel load_language_model(const std::string& path) {
   if (recipe.contains("distill")) {
     loaded.decoder = make();
     load_student(loaded.checkpoint, *loaded.decoder);
+  } else if (trainable) {
+    loaded.decoder = make();
+    load_model(loaded.checkpoint, *loaded.decoder);
   } else {
     const WithoutInitialisation about_to_be_mapped;
     loaded.decoder = make();

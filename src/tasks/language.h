@@ -32,8 +32,9 @@ struct LanguageModel {
   std::shared_ptr<Decoder> decoder;
 };
 
-/// Throws Error when `path` is not a checkpoint of a language model.
-LanguageModel load_language_model(const std::string& path);
+/// For use its weights are mapped from the file (map_model); a trainable one has them for itself, in float32. Throws
+/// Error when `path` is not a checkpoint of a language model.
+LanguageModel load_language_model(const std::string& path, bool trainable = false);
 
 /// How well a decoder predicts tokens [begin, end) of a text, read in rows of `context` tokens. `watch` is shown the
 /// logits of each row, [T, vocabulary].
