@@ -98,6 +98,8 @@ def _samples() -> list[Sample]:
     targets = torch.tensor([1, 0, -100, 7, 3])
     for rows in (0, 2):
         add("linear_cross_entropy", {"rows": rows}, hidden=normal(5, D), weight=normal(8, D), targets=targets)
+    add("linear", x=normal(B, T, D), weight=normal(E, D))
+    add("linear", x=normal(B, T, D), weight=normal(E, D), bias=normal(E))
     lora = {"x": normal(B, T, D), "weight": normal(E, D), "A": normal(2, D), "B": normal(E, 2)}
     add("lora", {"alpha": 4.0}, **lora, bias=normal(E))
     add("lora", {"alpha": 4.0, "bias": None}, **lora)

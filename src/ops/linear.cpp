@@ -4,13 +4,13 @@
 #include <ATen/cpu/Utils.h>
 
 #include <fmt/ostream.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "base/error.h"
 #include "ops/cpu/linear.h"
 #include "ops/fused.h"
+#include "ops/operator.h"
 #include "ops/precision.h"
 #include "ops/reference_gradient.h"
 #include "ops/row_by_row.h"
@@ -49,9 +49,18 @@ Tensor reference(const Tensor& x, const Tensor& weight, const Tensor& scale, con
       .to(x.scalar_type());
 }
 
-/// How many rows are few: from there on a GEMM is quicker, although it reads the weights as float32 or rounds x.
+bool multiplies_bfloat16() {
+  static const bool found = [] {
+    auto has = at::cpu::get_cpu_capabilities();
+    return has["amx_bf16"] == true || has["avx512_bf16"] == true;
+  }();
+  return found;
+}
+
+/// How many rows are few: from there on a GEMM is quicker, although it reads the weights as float32 or rounds x. A
+/// matrix unit for bfloat16 takes hardly longer for 32 rows than for one.
 int64_t most_few_rows(torch::ScalarType weight) {
-  return 64;
+  return weight == torch::kBFloat16 && multiplies_bfloat16() ? 8 : 32;
 }
 
 bool rows_are_dense(const Tensor& weight) {
@@ -91,14 +100,6 @@ Tensor by_panels(const Tensor& x, const Tensor& weight, const Tensor& scale, con
   auto shape = x.sizes().vec();
   shape.back() = out;
   return y.view(shape);
-}
-
-bool multiplies_bfloat16() {
-  static const bool found = [] {
-    auto has = at::cpu::get_cpu_capabilities();
-    return has["amx_bf16"] == true || has["avx512_bf16"] == true;
-  }();
-  return found;
 }
 
 Tensor many_rows(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& bias) {
@@ -151,7 +152,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
 }
 
 TORCH_LIBRARY_FRAGMENT(seqloom, m) {
-  m.def("linear(Tensor x, Tensor weight, Tensor? scale=None, Tensor? bias=None) -> Tensor", &linear);
+  define(m, "linear(Tensor x, Tensor weight, Tensor? scale=None, Tensor? bias=None) -> Tensor", &linear);
 }
 
 }  // namespace seqloom::ops
