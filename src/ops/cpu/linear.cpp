@@ -118,10 +118,10 @@ void Block(const LinearRows<W>& in, size_t o, size_t m0) {
     AddColumns<Streams, Rows, false>(in, weight, x, 0, in.in, nullptr, sums);
   }
   for (size_t s = 0; s < Streams; ++s) {
-    const float factor = in.scale != nullptr && in.groups == 1 ? in.scale[o + s] : 1;
-    const float bias = in.bias != nullptr ? in.bias[o + s] : 0;
-    for (size_t m = 0; m < Rows; ++m) {
-      in.y[(m0 + m) * in.out + o + s] = hn::GetLane(hn::SumOfLanes(kTag, sums[s][m])) * factor + bias;
+    const Vector factor = hn::Set(kTag, in.scale != nullptr && in.groups == 1 ? in.scale[o + s] : 1);
+    const Vector bias = hn::Set(kTag, in.bias != nullptr ? in.bias[o + s] : 0);
+    for (size_t m = 0; m < Rows; ++m) {  // explicitly fused: the compiler would fuse in some of the blocks only
+      in.y[(m0 + m) * in.out + o + s] = hn::GetLane(hn::MulAdd(hn::SumOfLanes(kTag, sums[s][m]), factor, bias));
     }
   }
 }
@@ -240,11 +240,11 @@ torch::Tensor dense_weight(const torch::Tensor& weight, const torch::Tensor& sca
   const float* factors = scale.const_data_ptr<float>();
   float* to = dense.data_ptr<float>();
   const int64_t in = weight.size(1), groups = scale.size(1), stride = weight.stride(0);
-  const auto kernel = HWY_DYNAMIC_POINTER(DenseInt8);
   at::parallel_for(0, weight.size(0), std::max<int64_t>(1, 32768 / in), [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      kernel(from + row * stride, factors + row * groups, static_cast<size_t>(in), static_cast<size_t>(groups),
-             to + row * in);
+      HWY_DYNAMIC_DISPATCH(DenseInt8)
+      (from + row * stride, factors + row * groups, static_cast<size_t>(in), static_cast<size_t>(groups),
+       to + row * in);
     }
   });
   return dense;
