@@ -3,7 +3,7 @@
 #   nlohmann-json   configuration, metrics, headers    toml++         recipes and studies
 #   fmt             messages; header-only, because torch's wheel brings headers of another version along
 #   CLI11           the command line
-#   cpp-httplib     HTTP for `seqloom serve`: the compiled library, of which one file of ours sees the header
+#   cpp-httplib     HTTP for `seqloom serve`: the compiled library; only src/serve/http_{server,connection} see its header
 #   PCRE2           the Unicode regex of byte-level BPE pre-tokenisation
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)

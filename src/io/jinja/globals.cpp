@@ -32,13 +32,14 @@ Dict entries(const Arguments& arguments, const std::string& what, Budget& budget
     if (!arguments.positional[0].is_dict()) fail("{}: needs a dict, not {}", what, arguments.positional[0].type());
     dict = arguments.positional[0].dict();
   }
-  for (const auto& [name, value] : arguments.named) {
+  for (const auto& argument : arguments.named) {  // clang 14 captures no structured bindings
     budget.spend(1 + dict.size());
-    const auto same = std::find_if(dict.begin(), dict.end(), [&](const auto& entry) { return entry.first == name; });
+    const auto same =
+        std::find_if(dict.begin(), dict.end(), [&](const auto& entry) { return entry.first == argument.first; });
     if (same == dict.end())
-      dict.emplace_back(name, value);
+      dict.push_back(argument);
     else
-      same->second = value;
+      same->second = argument.second;
   }
   budget.spend(dict.size());
   return dict;
