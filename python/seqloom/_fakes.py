@@ -1,7 +1,7 @@
 """Shapes, types and strides of the ops' results, for the fake tensors that ``torch.compile`` traces with.
 
 One function an op, by its arguments' names. Outputs are contiguous but those of ``_transposed``, as src/ops/operator.h
-says. Gradients need nothing here: NAME_backward returns what looks like the inputs.
+says. Gradients need nothing here: NAME_backward returns what looks like the inputs. Ops that change states have none.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ def _sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
     return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
-def _affine_scan(a, b, initial_state=None):
-    return _like(b), b.new_empty((b.shape[0], *b.shape[2:]), dtype=_wide(a, b))
+def _affine_scan(a, b, initial_state=None, cu_seqlens=None):
+    return _like(b), b.new_empty((_sequences(b, cu_seqlens), *b.shape[2:]), dtype=_wide(a, b))
 
 
 def _attention_merge(o1, lse1, o2, lse2):
@@ -116,8 +116,8 @@ def _polynomial_features(x, coeff):
     return x.new_empty((*x.shape[:-1], width))
 
 
-def _prefix_softmax_scan(s, v, mask=None, initial_m=None, initial_u=None, initial_w=None, chunk=32):
-    heads, wide = s.shape[:2], _wide(s, v)
+def _prefix_softmax_scan(s, v, mask=None, initial_m=None, initial_u=None, initial_w=None, cu_seqlens=None, chunk=32):
+    heads, wide = (_sequences(s, cu_seqlens), s.shape[1]), _wide(s, v)
     m, u = (s.new_empty(heads, dtype=kind) for kind in (_wide(s), wide))
     return _like(v), m, u, v.new_empty((*heads, v.shape[3]), dtype=wide)
 
@@ -134,12 +134,12 @@ def _rotary(x, cos, sin, interleaved=False):
     return _like(x)
 
 
-def _rwkv6(r, k, v, w, u, initial_state=None, chunk=64):
-    return _recurrence(r, v)
+def _rwkv6(r, k, v, w, u, initial_state=None, cu_seqlens=None, chunk=64):
+    return _recurrence(r, v, cu_seqlens)
 
 
-def _rwkv7(r, w, k, v, a, b, initial_state=None, chunk=64):
-    return _recurrence(r, v)
+def _rwkv7(r, w, k, v, a, b, initial_state=None, cu_seqlens=None, chunk=64):
+    return _recurrence(r, v, cu_seqlens)
 
 
 def _selective_scan(
@@ -172,12 +172,43 @@ def _segsum(x):
     return x.new_empty((*x.shape, x.shape[-1]))
 
 
-def _varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=False, window=None, scale=None, keep=None):
+def _varlen_attention(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, causal=False, window=None, scale=None, keep=None, bias=None, softcap=None
+):
     return _like(q), q.new_empty(q.shape[:2], dtype=_wide(q))
 
 
 def _vector_quantize(x, codewords, keep=None):
     return _like(x), x.new_empty(x.shape[:3], dtype=torch.int64), x.new_empty((), dtype=_wide(x, codewords))
+
+
+# Ops that move states on in place: what they return beside.
+
+
+def _attention_step(
+    q, k, v, keys, values, lengths, scale, window=None, frequencies=None, positions=(), interleaved=False
+):
+    return _like(q)
+
+
+def _causal_conv1d_step(x, weight, bias, windows, silu=False):
+    return _like(x)
+
+
+def _causal_conv1d_update(x, state, weight, bias=None, silu=False, seen=None, rows=None):
+    return _transposed(x, *x.shape)
+
+
+def _gated_linear_attention_step(q, k, v, log_decay, scale, states):
+    return _like(v)
+
+
+def _selective_scan_step(u, delta, A, B, C, D, z, delta_bias, delta_softplus, states):
+    return _like(u)
+
+
+def _selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False, rows=None):
+    return _like(x)
 
 
 def _gradients(arguments: tuple) -> list[Tensor]:
@@ -186,17 +217,22 @@ def _gradients(arguments: tuple) -> list[Tensor]:
     return [torch.empty_like(tensor) for tensor, want in zip(tensors, wanted, strict=True) if want]
 
 
+def _registered() -> set[str]:
+    schemas = torch._C._jit_get_all_schemas()
+    return {schema.name.split("::")[1] for schema in schemas if schema.name.startswith("seqloom::")}
+
+
 def names() -> list[str]:
     """List the library's ops, their gradients left out."""
-    schemas = torch._C._jit_get_all_schemas()
-    found = {schema.name.split("::")[1] for schema in schemas if schema.name.startswith("seqloom::")}
-    return sorted(name for name in found if not name.endswith(_GRADIENT))
+    return sorted(name for name in _registered() if not name.endswith(_GRADIENT))
 
 
 def register() -> None:
     """Make the functions above known to torch; an op without one cannot be traced."""
+    registered = _registered()
     for name in names():
         fake: Callable | None = globals().get("_" + name)
         if fake is not None:
             torch.library.register_fake(f"seqloom::{name}", fake)
-        torch.library.register_fake(f"seqloom::{name}{_GRADIENT}", lambda *arguments: _gradients(arguments))
+        if name + _GRADIENT in registered:
+            torch.library.register_fake(f"seqloom::{name}{_GRADIENT}", lambda *arguments: _gradients(arguments))

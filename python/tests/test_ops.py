@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from samples import SAMPLES, Sample
+from samples import SAMPLES, UPDATES, Sample
 from torch import Tensor
 
 from seqloom import _fakes
 
 samples = pytest.mark.parametrize("sample", SAMPLES, ids=str)
+updates = pytest.mark.parametrize("update", UPDATES, ids=str)
 
 
 def one_of_each() -> list[Sample]:
@@ -36,7 +37,7 @@ def assert_close(found, wanted, **tolerance) -> None:
 
 
 def test_every_op_has_samples_and_shapes():
-    assert set(_fakes.names()) == {sample.op for sample in SAMPLES}
+    assert set(_fakes.names()) == {sample.op for sample in [*SAMPLES, *UPDATES]}
     for name in _fakes.names():
         assert callable(getattr(_fakes, "_" + name, None)), f"seqloom/_fakes.py says nothing of {name}"
 
@@ -168,6 +169,50 @@ def test_autocast(sample):
     assert_close(found, wanted, atol=0.1, rtol=0.05, check_dtype=False)
     for gradient in gradients(found, sample).values():
         assert gradient is None or gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("coded", [True, False], ids=["int8", "bfloat16"])
+def test_gradients_of_coded_weights(coded):
+    """Through weights in fewer bytes, and into what of them can have one."""
+    x, bias = torch.randn(3, 6, requires_grad=True), torch.randn(4, requires_grad=True)
+    if coded:
+        weight, scale = torch.randint(-127, 128, (4, 6), dtype=torch.int8), torch.rand(4, 2, requires_grad=True)
+        dense, leaves = (weight.float().unflatten(1, (2, 3)) * scale.unsqueeze(2)).flatten(1), [x, scale, bias]
+    else:
+        weight, scale = torch.randn(4, 6).bfloat16().requires_grad_(), None
+        dense, leaves = weight.float(), [x, weight, bias]
+    y, wanted = torch.ops.seqloom.linear(x, weight, scale, bias), torch.nn.functional.linear(x, dense, bias)
+    assert_close(y, wanted)
+    upstream = torch.randn_like(y)
+    assert_close(torch.autograd.grad(y, leaves, upstream), torch.autograd.grad(wanted, leaves, upstream))
+
+
+@updates
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_opcheck_of_updates(update, dtype):
+    given = {**update.fresh(dtype), **update.others}
+    torch.library.opcheck(update.overload(), (), given, test_utils=("test_schema", "test_faketensor"))
+
+
+@updates
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_updates_compile_in_one_graph(update, dynamic):
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    def compiled(tensors):
+        return update.overload()(**tensors, **update.others)
+
+    found, wanted, before = (update.fresh(torch.float32) for _ in range(3))
+    assert_close(compiled(found), update.overload()(**wanted, **update.others))
+    assert_close(found, wanted)
+    for name in update.changed():
+        assert not torch.equal(flat(found[name]), flat(before[name])), f"{name} did not move on"
+
+
+def flat(tensors: Tensor | list[Tensor]) -> Tensor:
+    return tensors if isinstance(tensors, Tensor) else torch.stack(tensors)
 
 
 def test_messages_reach_python():

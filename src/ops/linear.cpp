@@ -115,7 +115,7 @@ Tensor many_rows(const Tensor& x, const Tensor& weight, const Tensor& scale, con
 
 Tensor linear_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& bias) {
   check(x, weight, scale, bias);
-  const bool differentiable = wants_gradient({x, weight, bias});
+  const bool differentiable = wants_gradient({x, weight, scale, bias});
   const bool plain = x.scalar_type() == weight.scalar_type();
   if (plain && (differentiable || at::autocast::is_autocast_enabled(x.device().type()))) {
     return torch::linear(x, weight, bias);
@@ -129,7 +129,8 @@ Tensor linear_op(const Tensor& x, const Tensor& weight, const Tensor& scale, con
 
 Tensor dense_weight(const Tensor& weight, const Tensor& scale, torch::ScalarType type) {
   if (!scale.defined()) return weight.to(type);
-  if (fused_enabled() && rows_are_dense(weight) && scale.is_contiguous() && type == torch::kFloat32) {
+  const bool fused = fused_enabled() && type == torch::kFloat32 && !wants_gradient({scale});
+  if (fused && rows_are_dense(weight) && scale.is_contiguous()) {
     return cpu::dense_weight(weight, scale);
   }
   return (weight.unflatten(-1, {scale.size(-1), -1}).to(type) * scale.to(type).unsqueeze(-1)).flatten(-2);
