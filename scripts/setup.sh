@@ -28,8 +28,9 @@ if [ "${#missing[@]}" -gt 0 ]; then
   echo "setup: installing ${missing[*]}"
   sudo=""
   [ "$(id -u)" -eq 0 ] || sudo="sudo"
-  $sudo apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  $sudo apt-get update -qq || true  # the lists at hand may do
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    echo "setup: that failed; CMake says what the build misses, tests without their tools are skipped" >&2
 fi
 
 # Torch: an installation that CMake is told of (Torch_DIR) wins; else the CPU wheel in .venv.
@@ -39,11 +40,14 @@ if [ -z "${Torch_DIR:-}" ] && ! ls .venv/lib/python3*/site-packages/torch/share/
   .venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 fi
 
-# What the Python tests need beside it; without, those tests skip.
-if [ -x .venv/bin/pip ] && ! cmp -s tests/requirements.txt .venv/tests-requirements.txt; then
-  echo "setup: installing tests/requirements.txt into .venv"
-  if .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt; then
-    cp tests/requirements.txt .venv/tests-requirements.txt
+# What the Python tests need beside it; without, those tests skip. The copy says what was installed last.
+requirements=(tests/requirements.txt tests/requirements-no-deps.txt)
+installed=.venv/tests-requirements.txt
+if [ -x .venv/bin/python ] && ! cat "${requirements[@]}" | cmp -s - "$installed"; then
+  echo "setup: installing ${requirements[*]} into .venv"
+  pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 15)
+  if "${pip[@]}" -r "${requirements[0]}" && "${pip[@]}" --no-deps -r "${requirements[1]}"; then
+    cat "${requirements[@]}" >"$installed"
   else
     echo "setup: that failed; tests that need these packages will be skipped" >&2
   fi

