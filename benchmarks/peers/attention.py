@@ -23,7 +23,7 @@ def peer(q, k, v, lengths, causal):
 
 
 def fused(q, k, v, lengths, causal):
-    offsets = torch.tensor([0] + lengths).cumsum(0)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
     return torch.ops.seqloom.varlen_attention(q, k, v, offsets, offsets, causal)[0]
 
 

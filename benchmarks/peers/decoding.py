@@ -2,9 +2,9 @@
 
     python benchmarks/peers/decoding.py build/release/libseqloom.so [--quick] [--threads N] [--json FILE]
 
-Against llama.cpp (f32, bf16, q8_0) and transformers (float32, bfloat16); random weights. A prompt of 128 tokens is read,
-then tokens are decoded one by one. seqloom's figures are those of `seqloom bench --weights`, a process of its own; its
-int8 has a scale for every 32 columns, as q8_0 has. Run it with --threads 1 and with --threads 2.
+Against llama.cpp (f32, bf16, q8_0) and transformers (float32, bfloat16); random weights. A prompt of 128 tokens is
+read, then tokens are decoded one by one. seqloom's figures are those of `seqloom bench --weights`, a process of its
+own; its int8 has a scale for every 32 columns, as q8_0 has. Run it with --threads 1 and with --threads 2.
 """
 import statistics
 import tempfile
@@ -64,7 +64,8 @@ def main():
     options = begin(__doc__)
     options.pairs = 2 if options.quick else 5  # a turn takes seconds
     options.decode = 16 if options.quick else 64
-    rows = table("Tokens/s, one stream", "model", "weights", "what", "peer", "peer tokens/s", "seqloom tokens/s", "ratio")
+    columns = ("model", "weights", "what", "peer", "peer tokens/s", "seqloom tokens/s", "ratio")
+    rows = table("Tokens/s, one stream", *columns)
     transformers, llama_cpp, gguf = peer("transformers"), peer("llama_cpp", "llama-cpp-python"), peer("gguf")
     if transformers:
         transformers.logging.set_verbosity_error()

@@ -4,8 +4,8 @@
 
 The peer is the WY form in chunks of 64, its triangular system inverted row by row and a loop over chunks for the state
 (the way flash-linear-attention's plain fallback goes on a CPU), with and without a gate a head; with SEQLOOM_FUSED=0 it
-runs beside seqloom's own reference in tensor algebra. The limit is what the products of a chunk cost at the rate of a GEMM of
-1024.
+runs beside seqloom's own reference in tensor algebra. The limit is what the products of a chunk cost at the rate of a
+GEMM of 1024.
 """
 from functools import partial
 
@@ -76,8 +76,9 @@ def timed(run, tokens, gated, gradients):
 
 
 def flops_of_token(gradients):
-    """A chunk's products: k S, q S and k^T v, half of k k^T, q k^T, A v and of the solve; the backward pass has six of
-    the first kind, and of halves two scores again, two of the values, two scores' gradients, four of keys and queries."""
+    """A chunk's products: k S, q S and k^T v, half of k k^T, q k^T, A v and of the solve; the backward pass has six
+    of the first kind, and of halves two scores again, two of the values, two scores' gradients, four of keys and
+    queries."""
     flops = 2 * KEYS * VALUES * 3 + CHUNK * (2 * KEYS + 2 * VALUES)
     if gradients:
         flops += 2 * KEYS * VALUES * 6 + CHUNK * (6 * KEYS + 4 * VALUES)

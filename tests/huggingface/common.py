@@ -47,7 +47,7 @@ def shaken(model):
     """Random enough that every parameter matters: norms, biases and states are not left at ones and zeros."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() < 2 else 0.05))
     return model.eval()
 

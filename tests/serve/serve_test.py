@@ -386,7 +386,7 @@ class Safety(unittest.TestCase):
                         connection.sendall(b"x")
                         if connection.recv(1000):
                             break
-                    except socket.timeout:
+                    except TimeoutError:
                         continue
                     except OSError:
                         break

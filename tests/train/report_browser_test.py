@@ -134,7 +134,7 @@ def check_dom(text):
     for column in ("parameters", "seconds", "tokens/s", "memory", "accuracy@2", "accuracy@4", "loss"):
         assert column in header, (column, header)
     for variant in VARIANTS:
-        row = dict(zip(header, by_name[variant]))
+        row = dict(zip(header, by_name[variant], strict=True))
         assert int(row["parameters"]) > 0 and float(row["loss"]) > 0, row
         assert re.fullmatch(r"[\d.]+ (B|KiB|MiB)", row["memory"]), row
         assert 0 <= float(row["accuracy@4"]) <= 1, row

@@ -9,7 +9,7 @@ from seqloom.nn._mixers import REGISTRY, annotation, class_name
 
 FILE = pathlib.Path(__file__).with_name("__init__.pyi")
 
-_HEAD = '''# Written by `python -m seqloom.nn._stubs` from the registry; do not edit.
+_HEAD = """# Written by `python -m seqloom.nn._stubs` from the registry; do not edit.
 from typing import Literal
 
 from seqloom.nn._decoder import Decoder as Decoder
@@ -19,7 +19,7 @@ from seqloom.nn._memory import Memory as Memory
 from seqloom.nn._mixers import Mixer as Mixer
 
 REGISTRY: dict[str, dict]
-'''
+"""
 
 
 def text() -> str:
