@@ -4,6 +4,7 @@ One function an op, by its arguments' names. Outputs are contiguous but those of
 says. Gradients need nothing here: NAME_backward returns what looks like the inputs. Ops that change states have none.
 """
 
+import hashlib
 from collections.abc import Callable
 
 import torch
@@ -217,9 +218,12 @@ def _gradients(arguments: tuple) -> list[Tensor]:
     return [torch.empty_like(tensor) for tensor, want in zip(tensors, wanted, strict=True) if want]
 
 
+def _schemas() -> list[torch.FunctionSchema]:
+    return [schema for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("seqloom::")]
+
+
 def _registered() -> set[str]:
-    schemas = torch._C._jit_get_all_schemas()
-    return {schema.name.split("::")[1] for schema in schemas if schema.name.startswith("seqloom::")}
+    return {schema.name.split("::")[1] for schema in _schemas()}
 
 
 def names() -> list[str]:
@@ -236,3 +240,6 @@ def register() -> None:
             torch.library.register_fake(f"seqloom::{name}", fake)
         if name + _GRADIENT in registered:
             torch.library.register_fake(f"seqloom::{name}{_GRADIENT}", lambda *arguments: _gradients(arguments))
+    # Code that torch.compile keeps on disk calls the ops by place: with other schemas it is other code.
+    schemas = "\n".join(sorted(str(schema) for schema in _schemas()))
+    torch.compiler.config.cache_key_tag += "seqloom-" + hashlib.sha256(schemas.encode()).hexdigest()[:16]

@@ -301,6 +301,7 @@ class Mamba2(Mixer):
         ngroups: int = 1,
         d_ssm: int | Literal["none"] = "none",
         rmsnorm: bool = True,
+        norm_eps: float = 1e-05,
         norm_before_gate: bool = False,
         d_has_hdim: bool = False,
         dt_limit: list[float] = ...,
