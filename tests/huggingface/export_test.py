@@ -14,13 +14,14 @@ GPT2 = 'width = 24\nnorm = "layer"\nposition = "learned"\nmax_length = 128\nlaye
 MAMBA = 'width = 24\nlayers = [{ repeat = 2, mixer = { kind = "mamba", state = 4 } }]'
 MAMBA2 = 'width = 24\nlayers = [{ mixer = { kind = "mamba2", headdim = 8, d_state = 8, ngroups = 2 } }]'
 EXPRESSED = {"llama": LLAMA, "gpt2": GPT2, "mamba": MAMBA, "mamba2": MAMBA2,
-             "mamba_ssm": MAMBA.replace("4 }", '4 }, channel = { kind = "swiglu", hidden = 128 }')}
+             "mamba_ssm": MAMBA.replace("4 }", '4 }, channel = { kind = "swiglu", hidden = 128 }'),
+             "mamba2_ssm": MAMBA2.replace("ngroups = 2", "norm_before_gate = true, d_has_hdim = true, norm_eps = 0.01")}
 REFUSED = [
     (LLAMA.replace('"rope"', '"alibi"'), 'layers.0.mixer.position = "alibi" (it would be "rope")'),
     (LLAMA.replace("heads = 3", "heads = 3, window = 7"), "window = 7"),
     (GPT2.replace("qkv_bias = true, ", ""), "layers.0.mixer.qkv_bias = false (it would be true)"),
     (MAMBA.replace("mamba", "gla").replace(", state = 4", ""), "layers.0.mixer.kind = gla"),
-    (MAMBA2.replace("ngroups = 2", "norm_before_gate = true"), "norm_before_gate = true"),
+    (MAMBA2.replace("}]", '}, { mixer = { kind = "mamba" } }]'), "layers.0.mixer.kind = mamba2 (it would be mamba)"),
 ]
 
 
