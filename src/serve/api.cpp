@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "io/json.h"
+#include "serve/embeddings.h"
 
 namespace seqloom {
 namespace {
@@ -50,28 +51,37 @@ Json state_json(const StateInfo& state) {
           {"bytes", state.bytes}};
 }
 
+/// Waits for a place.
+class Slot {
+ public:
+  explicit Slot(std::counting_semaphore<>& slots) : slots_(slots) { slots_.acquire(); }
+  ~Slot() { slots_.release(); }
+  Slot(const Slot&) = delete;
+  Slot& operator=(const Slot&) = delete;
+
+ private:
+  std::counting_semaphore<>& slots_;
+};
+
 }  // namespace
 
 const Api::Entry Api::kRoutes[] = {
-    {"POST", "/v1/completions", "completions", &Api::completions},
-    {"POST", "/v1/chat/completions", "chat", &Api::chat_completions},
-    {"POST", "/v1/embeddings", "embeddings", &Api::embeddings},
-    {"GET", "/v1/models", "models", &Api::models},
-    {"GET", "/health", "health", &Api::health},
-    {"GET", "/metrics", "metrics", &Api::metrics},
-    {"GET", "/v1/states", "states", &Api::list_states},
-    {"POST", "/v1/states", "states", &Api::make_state},
-    {"GET", "/v1/states/*", "states", &Api::show_state},
-    {"DELETE", "/v1/states/*", "states", &Api::delete_state},
-    {"GET", "/v1/states/*/file", "states", &Api::download_state},
-    {"POST", "/v1/states/*/fork", "states", &Api::fork_state},
+    {"POST", "/v1/completions", "completions", Needs::kDecoder, &Api::completions},
+    {"POST", "/v1/chat/completions", "chat", Needs::kDecoder, &Api::chat_completions},
+    {"POST", "/v1/embeddings", "embeddings", Needs::kEncoder, &Api::embeddings},
+    {"GET", "/v1/models", "models", Needs::kNothing, &Api::models},
+    {"GET", "/health", "health", Needs::kNothing, &Api::health},
+    {"GET", "/metrics", "metrics", Needs::kNothing, &Api::metrics},
+    {"GET", "/v1/states", "states", Needs::kDecoder, &Api::list_states},
+    {"POST", "/v1/states", "states", Needs::kDecoder, &Api::make_state},
+    {"GET", "/v1/states/*", "states", Needs::kDecoder, &Api::show_state},
+    {"DELETE", "/v1/states/*", "states", Needs::kDecoder, &Api::delete_state},
+    {"GET", "/v1/states/*/file", "states", Needs::kDecoder, &Api::download_state},
+    {"POST", "/v1/states/*/fork", "states", Needs::kDecoder, &Api::fork_state},
 };
 
-Api::Api(const ServedModel& model, Engine& engine, StateStore& states, ApiOptions options,
-         std::function<int64_t()> connections)
-    : model_(model),
-      engine_(engine),
-      states_(states),
+Api::Api(Served served, ApiOptions options, std::function<int64_t()> connections)
+    : served_(std::move(served)),
       options_(std::move(options)),
       connections_(std::move(connections)),
       slots_(std::max(1U, std::thread::hardware_concurrency())) {}
@@ -112,6 +122,7 @@ HttpReply Api::handle(HttpRequest& request) {
   const Entry* entry = find(request.method, request.path, known_path);
   const auto failed = [&](const ApiError& error) { return counted(entry->name, error_reply(error), begin); };
   try {
+    check_served(entry->needs);
     return counted(entry->name, (this->*entry->call)(request), begin);
   } catch (const ApiError& error) {
     return failed(error);
@@ -147,35 +158,55 @@ void Api::check_not_draining() const {
   if (draining_) throw ApiError(503, "the server is stopping", "", "stopping");
 }
 
+void Api::check_served(Needs needs) const {
+  if (needs == Needs::kDecoder && served_.language == nullptr) {
+    throw ApiError(400, fmt::format("{} is an encoder, which makes vectors: it writes no text", served_.name), "model",
+                   "not_a_decoder");
+  }
+  if (needs == Needs::kEncoder && served_.embedder == nullptr) {
+    throw ApiError(400, fmt::format("{} is a decoder, which makes text: it has no embeddings", served_.name), "model",
+                   "not_an_encoder");
+  }
+}
+
+/// The server stops only when the result is gone.
+std::shared_ptr<void> Api::begin_answer() {
+  ++busy_;
+  std::shared_ptr<void> answering(nullptr, [this](void*) { --busy_; });
+  check_not_draining();
+  return answering;
+}
+
 Api::Parsed Api::parse(const std::string& body, Route route) {
-  slots_.acquire();
-  struct Release {
-    std::counting_semaphore<>& slots;
-    ~Release() { slots.release(); }
-  } release{slots_};
+  const Slot slot(slots_);
+  const ServedModel& model = served_.language->model;
   Parsed parsed{parse_completion(body, route, options_.limits), {}};
-  if (!parsed.request.state.empty() || parsed.request.keep_state) states_.check_kept();
-  if (route == Route::kChat) parsed.request.prompts = {model_.chat_text(parsed.request)};
+  if (!parsed.request.state.empty() || parsed.request.keep_state) served_.language->states.check_kept();
+  if (route == Route::kChat) parsed.request.prompts = {model.chat_text(parsed.request)};
+  const bool begins = route != Route::kChat && parsed.request.state.empty();  // a template writes what begins a chat
   int64_t total = 0;
   for (const auto& prompt : parsed.request.prompts) {
-    parsed.prompts.push_back(model_.encode(prompt));
+    parsed.prompts.push_back(model.encode(prompt, begins));
     total += static_cast<int64_t>(parsed.prompts.back().size());
     if (parsed.prompts.back().empty() && parsed.request.state.empty()) {
       throw ApiError(400, "the prompt is empty; give some text, or a state to go on from", "prompt");
     }
     for (const int64_t token : parsed.prompts.back()) {
-      if (token >= model_.language().decoder->vocabulary()) {
+      if (token >= model.language().decoder->vocabulary()) {
         throw ApiError(400, fmt::format("there is no token {}", token), "prompt");
       }
     }
   }
-  if (total > options_.max_prompt) {
-    throw ApiError(400, fmt::format("the prompt has {} tokens, and may have {}", total, options_.max_prompt), "prompt",
-                   "context_length_exceeded");
-  }
-  parsed.request.prompts.clear();
+  check_length(total, "prompt");
+  if (!parsed.request.echo) parsed.request.prompts.clear();
   parsed.request.messages = parsed.request.tools = nullptr;
   return parsed;
+}
+
+void Api::check_length(int64_t tokens, const char* param) const {
+  if (tokens <= options_.max_prompt) return;
+  throw ApiError(400, fmt::format("the {} has {} tokens, and may have {}", param, tokens, options_.max_prompt), param,
+                 "context_length_exceeded");
 }
 
 HttpReply Api::complete(HttpRequest& request, Route route) {
@@ -184,11 +215,9 @@ HttpReply Api::complete(HttpRequest& request, Route route) {
   Parsed parsed = parse(request.body, route);
   std::string().swap(request.body);
   const bool streams = parsed.request.stream;
-  const std::shared_ptr<void> answering(nullptr, [this](void*) { --busy_; });
-  ++busy_;
-  check_not_draining();
-  auto completion = std::make_shared<Completion>(model_, engine_, states_, std::move(parsed.request), route,
-                                                 std::move(parsed.prompts), deadline);
+  const auto answering = begin_answer();
+  auto completion =
+      std::make_shared<Completion>(*served_.language, std::move(parsed.request), route, parsed.prompts, deadline);
   if (!streams) return completion->whole(request.gone);
   HttpReply reply;
   reply.content_type = "text/event-stream";
@@ -206,13 +235,26 @@ HttpReply Api::chat_completions(HttpRequest& request) {
   return complete(request, Route::kChat);
 }
 
-HttpReply Api::embeddings(HttpRequest&) {
-  throw ApiError(400, fmt::format("{} is a decoder, which makes text: it has no embeddings", model_.name()), "model",
-                 "not_an_encoder");
+HttpReply Api::embeddings(HttpRequest& request) {
+  check_not_draining();
+  const auto deadline = Clock::now() + std::chrono::seconds(options_.request_seconds);
+  EmbeddingRequest parsed;
+  int64_t tokens = 0;
+  {
+    const Slot slot(slots_);
+    parsed = parse_embedding(request.body, served_.embedder->width());
+    for (const auto& text : parsed.texts) tokens += served_.embedder->tokens(text);
+  }
+  check_length(tokens, "input");
+  std::string().swap(request.body);
+  const auto answering = begin_answer();
+  const Tensor vectors =
+      served_.embedder->embed(std::move(parsed.texts), tokens, [&] { check_wanted(request.gone, deadline); });
+  return embedding_reply(vectors, parsed.base64, served_.name, tokens);
 }
 
 HttpReply Api::models(HttpRequest&) {
-  const Json model = {{"id", model_.name()}, {"object", "model"}, {"created", 0}, {"owned_by", "seqloom"}};
+  const Json model = {{"id", served_.name}, {"object", "model"}, {"created", 0}, {"owned_by", "seqloom"}};
   return json_reply({{"object", "list"}, {"data", Json::array({model})}});
 }
 
@@ -225,55 +267,51 @@ HttpReply Api::health(HttpRequest&) {
 HttpReply Api::metrics(HttpRequest&) {
   HttpReply reply;
   reply.content_type = "text/plain; version=0.0.4";
-  int64_t states = 0;
-  try {
-    states = static_cast<int64_t>(states_.list().size());
-  } catch (const ApiError&) {  // none are kept
-  }
-  reply.body = metrics_.text(engine_.counts(), connections_(), states);
+  const bool decodes = served_.language != nullptr;
+  reply.body = metrics_.text(decodes ? served_.language->engine.counts() : served_.embedder->counts(), connections_(),
+                             decodes ? served_.language->states.count() : 0);
   return reply;
 }
 
 HttpReply Api::list_states(HttpRequest&) {
   Json list = Json::array();
-  for (const auto& state : states_.list()) list.push_back(state_json(state));
+  for (const auto& state : served_.language->states.list()) list.push_back(state_json(state));
   return json_reply({{"object", "list"}, {"data", list}});
 }
 
 /// From a prompt, behind another state where one is named; or a file that was downloaded before.
 HttpReply Api::make_state(HttpRequest& request) {
   check_not_draining();
-  states_.check_kept();
-  if (request.content_type == "application/octet-stream") return json_reply(state_json(states_.add_file(request.body)));
+  StateStore& states = served_.language->states;
+  states.check_kept();
+  if (request.content_type == "application/octet-stream") return json_reply(state_json(states.add_file(request.body)));
   Parsed parsed = parse(request.body, Route::kState);
-  ++busy_;
-  const std::shared_ptr<void> answering(nullptr, [this](void*) { --busy_; });
+  const auto answering = begin_answer();
   const auto deadline = Clock::now() + std::chrono::seconds(options_.request_seconds);
-  Completion completion(model_, engine_, states_, std::move(parsed.request), Route::kState, std::move(parsed.prompts),
-                        deadline);
+  Completion completion(*served_.language, std::move(parsed.request), Route::kState, parsed.prompts, deadline);
   const Json made = Json::parse(completion.whole(request.gone).body);
-  return json_reply(state_json(states_.info(made["choices"][0]["state_id"].get<std::string>())));
+  return json_reply(state_json(states.info(made["choices"][0]["state_id"].get<std::string>())));
 }
 
 HttpReply Api::show_state(HttpRequest& request) {
-  return json_reply(state_json(states_.info(state_id(request))));
+  return json_reply(state_json(served_.language->states.info(state_id(request))));
 }
 
 HttpReply Api::download_state(HttpRequest& request) {
   HttpReply reply;
   reply.content_type = "application/octet-stream";
-  reply.body = states_.file(state_id(request));
+  reply.body = served_.language->states.file(state_id(request));
   return reply;
 }
 
 HttpReply Api::delete_state(HttpRequest& request) {
-  states_.remove(state_id(request));
+  served_.language->states.remove(state_id(request));
   return json_reply({{"id", state_id(request)}, {"object", "state"}, {"deleted", true}});
 }
 
 HttpReply Api::fork_state(HttpRequest& request) {
   check_not_draining();
-  return json_reply(state_json(states_.fork(state_id(request))));
+  return json_reply(state_json(served_.language->states.fork(state_id(request))));
 }
 
 }  // namespace seqloom

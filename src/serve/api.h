@@ -7,6 +7,8 @@
 #include <string>
 
 #include "serve/completion.h"
+#include "serve/embedder.h"
+#include "serve/language_service.h"
 #include "serve/metrics.h"
 
 namespace seqloom {
@@ -26,11 +28,17 @@ struct ApiOptions {
   }
 };
 
+/// What there is to serve: a decoder or an encoder, the other is null.
+struct Served {
+  std::string name;
+  LanguageService* language = nullptr;
+  Embedder* embedder = nullptr;
+};
+
 /// The routes: what each request gets. Called from the connections' threads.
 class Api {
  public:
-  Api(const ServedModel& model, Engine& engine, StateStore& states, ApiOptions options,
-      std::function<int64_t()> connections);
+  Api(Served served, ApiOptions options, std::function<int64_t()> connections);
 
   /// Looks at a request before its body is read: the key, and whether there is such a route.
   std::optional<HttpReply> gate(const HttpRequest& request);
@@ -42,10 +50,12 @@ class Api {
 
  private:
   using Method = HttpReply (Api::*)(HttpRequest& request);
+  enum class Needs { kNothing, kDecoder, kEncoder };
   struct Entry {
     const char* method;
     const char* path;  // a '*' stands for a state's id
     const char* name;  // in the metrics
+    Needs needs;
     Method call;
   };
   static const Entry kRoutes[];
@@ -70,13 +80,14 @@ class Api {
   };
   Parsed parse(const std::string& body, Route route);
   HttpReply complete(HttpRequest& request, Route route);
+  std::shared_ptr<void> begin_answer();
+  void check_served(Needs needs) const;
   HttpReply counted(const char* route, HttpReply reply, Completion::Clock::time_point begin);
   bool has_key(const std::string& authorization) const;
   void check_not_draining() const;
+  void check_length(int64_t tokens, const char* param) const;
 
-  const ServedModel& model_;
-  Engine& engine_;
-  StateStore& states_;
+  Served served_;
   ApiOptions options_;
   std::function<int64_t()> connections_;
   Metrics metrics_;

@@ -24,23 +24,30 @@ std::string text_of(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-Completion::Completion(const ServedModel& model, Engine& engine, StateStore& states, CompletionRequest request,
-                       Route route, std::vector<std::vector<int64_t>> prompts, Clock::time_point deadline)
-    : model_(model),
-      states_(states),
+void check_wanted(const std::function<bool()>& gone, Completion::Clock::time_point deadline) {
+  if (gone()) throw ApiError(499, "the client has closed its connection");
+  if (Completion::Clock::now() > deadline) {
+    throw ApiError(503, "the answer took longer than this server allows", "", "timeout");
+  }
+}
+
+Completion::Completion(LanguageService& language, CompletionRequest request, Route route,
+                       const std::vector<std::vector<int64_t>>& prompts, Clock::time_point deadline)
+    : model_(language.model),
+      states_(language.states),
       request_(std::move(request)),
       route_(route),
-      prompts_(std::move(prompts)),
       deadline_(deadline),
       id_(new_id(route)),
       created_(std::time(nullptr)),
-      state_ids_(static_cast<size_t>(request_.choices())),
-      answer_(model, engine, request_, prompts_, starting_point(states, request_)) {}
+      state_ids_(prompts.size() * static_cast<size_t>(request_.n)),
+      answer_(model_, language.engine, request_, prompts, starting_point(states_, request_)) {}
 
 /// Waits for news. A client that left is noticed within the interval.
 std::vector<Answer::Piece> Completion::next(const std::function<bool()>& gone) {
   constexpr std::chrono::milliseconds kInterval(100);
   while (true) {
+    check_wanted(gone, deadline_);
     auto pieces = answer_.take(kInterval);
     for (const auto& piece : pieces) {
       if (!piece.ended) continue;
@@ -50,8 +57,6 @@ std::vector<Answer::Piece> Completion::next(const std::function<bool()>& gone) {
       if (request_.keep_state && outcome.stream) state_ids_[piece.choice] = states_.add(*outcome.stream).id;
     }
     if (!pieces.empty()) return pieces;
-    if (gone()) throw ApiError(499, "the client has closed its connection");
-    if (Clock::now() > deadline_) throw ApiError(503, "the answer took longer than this server allows", "", "timeout");
   }
 }
 
@@ -74,8 +79,10 @@ Json Completion::finish_reason(size_t i) const {
 }
 
 std::string Completion::prompt_text(size_t i) const {
+  const auto& prompt = request_.prompts[i / static_cast<size_t>(request_.n)];
+  if (const auto* text = std::get_if<std::string>(&prompt)) return *text;
   std::string bytes;
-  for (const int64_t token : prompts_[i / static_cast<size_t>(request_.n)]) {
+  for (const int64_t token : std::get<std::vector<int64_t>>(prompt)) {
     bytes += model_.language().tokenizer->token_bytes(static_cast<int32_t>(token));
   }
   return bytes;
@@ -147,6 +154,8 @@ void Completion::stream(const HttpReply::Write& write, const std::function<bool(
     write_events(write, gone);
   } catch (const ApiError& error) {
     if (!write("data: " + error_json(error) + "\n\n")) return;
+  } catch (const std::exception& error) {  // such as a state that cannot be written
+    if (!write("data: " + error_json(ApiError(500, error.what())) + "\n\n")) return;
   }
   write("data: [DONE]\n\n");
 }

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "serve/answer.h"
-#include "serve/state_store.h"
+#include "serve/language_service.h"
 
 namespace seqloom {
 
@@ -15,8 +15,8 @@ class Completion {
  public:
   using Clock = std::chrono::steady_clock;
 
-  Completion(const ServedModel& model, Engine& engine, StateStore& states, CompletionRequest request, Route route,
-             std::vector<std::vector<int64_t>> prompts, Clock::time_point deadline);
+  Completion(LanguageService& language, CompletionRequest request, Route route,
+             const std::vector<std::vector<int64_t>>& prompts, Clock::time_point deadline);
 
   /// Waits for the end. Throws ApiError when it fails, the client leaves or the time is up.
   HttpReply whole(const std::function<bool()>& gone);
@@ -37,13 +37,15 @@ class Completion {
   StateStore& states_;
   CompletionRequest request_;
   Route route_;
-  std::vector<std::vector<int64_t>> prompts_;
   Clock::time_point deadline_;
   std::string id_;
   std::time_t created_;
   std::vector<std::string> state_ids_;
   Answer answer_;
 };
+
+/// Throws ApiError when the client has left or the time is up.
+void check_wanted(const std::function<bool()>& gone, Completion::Clock::time_point deadline);
 
 /// JSON text; bytes that are not UTF-8 are replaced.
 std::string text_of(const nlohmann::ordered_json& json);

@@ -1,51 +1,14 @@
 #include "serve/completion_request.h"
 
+#include <algorithm>
 #include <random>
 
-#include "io/json.h"
+#include "serve/members.h"
 
 namespace seqloom {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-[[noreturn]] void refuse(const std::string& param, const std::string& message) {
-  throw ApiError(400, param + ": " + message, param);
-}
-
-/// A body's members by name; null counts as absent.
-class Members {
- public:
-  explicit Members(const Json& body) : body_(body) {}
-
-  const Json* find(const std::string& name) const {
-    const auto member = body_.find(name);
-    return member == body_.end() || member->is_null() ? nullptr : &*member;
-  }
-  bool flag(const std::string& name) const {
-    const Json* value = find(name);
-    if (value != nullptr && !value->is_boolean()) refuse(name, "expected true or false");
-    return value != nullptr && value->get<bool>();
-  }
-  std::string text(const std::string& name) const {
-    const Json* value = find(name);
-    if (value != nullptr && !value->is_string()) refuse(name, "expected a text");
-    return value == nullptr ? "" : value->get<std::string>();
-  }
-  int64_t integer(const std::string& name, int64_t low, int64_t high, int64_t otherwise) const {
-    const Json* value = find(name);
-    if (value == nullptr) return otherwise;
-    const bool fits =
-        value->is_number_integer() && (!value->is_number_unsigned() || value->get<uint64_t>() <= INT64_MAX);
-    if (!fits || value->get<int64_t>() < low || value->get<int64_t>() > high) {
-      refuse(name, fmt::format("expected an integer from {} to {}", low, high));
-    }
-    return value->get<int64_t>();
-  }
-
- private:
-  const Json& body_;
-};
 
 std::vector<int64_t> read_tokens(const Json& list, const std::string& name) {
   std::vector<int64_t> tokens;
@@ -121,7 +84,7 @@ void refuse_unsupported(const Members& members) {
   only("logit_bias", {Json::object()}, none);
   only("suffix", {""}, none);
   only("best_of", {1}, "only 1 is supported");
-  only("response_format", {{{"type", "text"}}}, "only text is supported");
+  only("response_format", {Json::object({{"type", "text"}})}, "only text is supported");
   only("tool_choice", {"auto", "none"}, "only auto and none are supported");
   only("functions", {Json::array()}, "use tools");
 }
@@ -180,13 +143,7 @@ void read_generation(const Members& members, const RequestLimits& limits, Comple
 }  // namespace
 
 CompletionRequest parse_completion(std::string_view body, Route route, const RequestLimits& limits) {
-  Json json;
-  try {
-    json = parse_ordered_json(body, "the body");
-  } catch (const Error& error) {
-    throw ApiError(400, error.what());
-  }
-  if (!json.is_object()) throw ApiError(400, "the body must be a JSON object");
+  const Json json = parse_body(body);
   const Members members(json);
   CompletionRequest request;
   request.state = members.text("state");

@@ -1,6 +1,7 @@
 #include "serve/http_connection.h"
 
 #include <poll.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -15,8 +16,8 @@ using std::chrono::seconds;
 /// Turns the header Range into one that nobody knows: answers have no ranges, and httplib takes it apart with a regular
 /// expression whose stack grows with the text.
 void hide_ranges(std::string& head) {
-  for (size_t line = head.find("\r\n"); line != std::string::npos; line = head.find("\r\n", line + 2)) {
-    if (strncasecmp(head.c_str() + line + 2, "range", 5) == 0) head[line + 2] = 'x';
+  for (size_t line = head.find('\n'); line != std::string::npos; line = head.find('\n', line + 1)) {
+    if (strncasecmp(head.c_str() + line + 1, "range", 5) == 0) head[line + 1] = 'x';
   }
 }
 
@@ -55,7 +56,7 @@ HttpConnection::Head HttpConnection::read_head(const std::function<bool()>& stop
   const auto idle_until = Clock::now() + seconds(limits_.idle_seconds);
   while (buffer_.empty()) {
     if (stopping()) return Head::kClosed;
-    const Head more = receive_more(std::min(idle_until, Clock::now() + std::chrono::milliseconds(250)));
+    const Head more = receive_more(std::min(idle_until, Clock::now() + std::chrono::milliseconds(500)));
     if (more == Head::kClosed || (more == Head::kTooSlow && Clock::now() >= idle_until)) return Head::kClosed;
   }
   const auto until = Clock::now() + seconds(limits_.head_seconds);
@@ -84,12 +85,18 @@ ssize_t HttpConnection::read(char* data, size_t size) {
   const size_t count = std::min(size, buffer_.size() - at_);
   std::copy_n(buffer_.data() + at_, count, data);
   at_ += count;
+  if (size == 1) line_ = *data == '\n' ? 0 : line_ + 1;
+  if (line_ > HttpLimits::kHeadBytes) return -1;
   return static_cast<ssize_t>(count);
 }
 
 ssize_t HttpConnection::write(const char* data, size_t size) {
-  if (!wait(POLLOUT, Clock::now() + seconds(limits_.write_seconds))) return -1;
-  return send(socket_, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+  const auto until = Clock::now() + seconds(limits_.write_seconds);
+  while (wait(POLLOUT, until)) {
+    const ssize_t sent = send(socket_, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent >= 0 || (errno != EAGAIN && errno != EINTR)) return sent;
+  }
+  return -1;
 }
 
 bool HttpConnection::gone() const {

@@ -52,6 +52,7 @@ class HttpConnection final : public httplib::Stream {
   HttpLimits limits_;
   std::string buffer_;  // received, not yet read: from at_ on
   size_t at_ = 0;
+  int64_t line_ = 0;  // bytes read one by one since a line's end: httplib reads lines so, chunks' too, of any length
   Clock::time_point body_deadline_;
   bool too_slow_ = false;
 };

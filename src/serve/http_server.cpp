@@ -49,6 +49,10 @@ class HttpServer::Listener final : public httplib::Server {
     set_keep_alive_max_count(SIZE_MAX);
     set_payload_max_length(static_cast<size_t>(limits_.body_bytes));
     set_tcp_nodelay(true);
+    set_socket_options([](socket_t socket) {  // httplib's own would share a port with another process that has it
+      const int yes = 1;
+      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    });
     set_pre_routing_handler([this](const auto& request, auto& response) { return without_body(request, response); });
     const auto body = [this](const auto& request, auto& response, const auto& reader) {
       with_body(request, response, reader);
@@ -127,7 +131,10 @@ class HttpServer::Listener final : public httplib::Server {
 
   void serve(HttpConnection* open) {
     connection = open;
-    serve_requests(*open);
+    try {
+      serve_requests(*open);
+    } catch (const std::exception&) {  // no memory: this connection ends
+    }
     {
       const std::lock_guard lock(mutex_);
       sockets_.erase(open);
@@ -207,16 +214,23 @@ class HttpServer::Listener final : public httplib::Server {
 
   void with_body(const httplib::Request& request, httplib::Response& response, const httplib::ContentReader& reader) {
     HttpRequest known = request_of(request);
-    int64_t held = 0;
+    struct Held {
+      std::atomic<int64_t>& all;
+      int64_t bytes = 0;
+      ~Held() { all -= bytes; }
+    } held{bodies_};
     int status = 0;
     const bool whole = reader([&](const char* data, size_t size) {
       const auto more = static_cast<int64_t>(size);
-      if (static_cast<int64_t>(known.body.size()) + more > limits_.body_bytes)
+      if (static_cast<int64_t>(known.body.size()) + more > limits_.body_bytes) {
         status = 413;
-      else if (bodies_.fetch_add(more) + more > limits_.all_bodies_bytes)
+        return false;
+      }
+      held.bytes += more;
+      if (bodies_.fetch_add(more) + more > limits_.all_bodies_bytes) {
         status = 503;
-      held += status == 413 ? 0 : more;
-      if (status != 0) return false;
+        return false;
+      }
       known.body.append(data, size);
       return true;
     });
@@ -231,7 +245,6 @@ class HttpServer::Listener final : public httplib::Server {
             response);
       close_after(response);
     }
-    bodies_ -= held;
   }
 
   static void apply(HttpReply reply, httplib::Response& response) {

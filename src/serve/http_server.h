@@ -45,10 +45,10 @@ struct HttpLimits {
   }
 };
 
-/// The socket side: connections, their limits and HTTP. Every connection has a thread of its own, which costs some tens
-/// of kilobytes while it waits; so that no client can hold up another, there are at most `connections`, and what comes
-/// beyond is answered 503 by the accepting thread and closed. A request must arrive within the limits' seconds and
-/// bytes; bodies are plain or chunked, never compressed.
+/// The socket side: connections, their limits and HTTP. Every connection has a thread of its own (what that takes is in
+/// docs/serving.md); so that no client can hold up another, there are at most `connections`, and what comes beyond is
+/// answered 503 by the accepting thread and closed. A request must arrive within the limits' seconds and bytes; bodies
+/// are plain or chunked, never compressed.
 class HttpServer {
  public:
   using Handler = std::function<HttpReply(HttpRequest&)>;

@@ -88,9 +88,10 @@ std::string ServedModel::chat_text(const CompletionRequest& request) const {
   }
 }
 
-std::vector<int64_t> ServedModel::encode(const CompletionRequest::Prompt& prompt) const {
+std::vector<int64_t> ServedModel::encode(const CompletionRequest::Prompt& prompt, bool begins) const {
   if (const auto* tokens = std::get_if<std::vector<int64_t>>(&prompt)) return *tokens;
-  const auto ids = model_.tokenizer->encode(std::get<std::string>(prompt));
+  const auto& text = std::get<std::string>(prompt);
+  const auto ids = begins && !text.empty() ? model_.tokenizer->encode_framed(text) : model_.tokenizer->encode(text);
   return {ids.begin(), ids.end()};
 }
 

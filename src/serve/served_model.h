@@ -22,7 +22,9 @@ class ServedModel {
   bool ends_with(int64_t token) const { return ends_.count(token) > 0; }
   /// The text of a chat, ready for the answer. Throws ApiError: the model has no template, or the template refuses.
   std::string chat_text(const CompletionRequest& request) const;
-  std::vector<int64_t> encode(const CompletionRequest::Prompt& prompt) const;
+  /// `begins`: the prompt begins a text, so that what the tokenizer puts round one (a beginning-of-text token) is
+  /// there.
+  std::vector<int64_t> encode(const CompletionRequest::Prompt& prompt, bool begins) const;
 
  private:
   void read_tokenizer_config();

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <thread>
 
+#include "io/json.h"
+
 namespace seqloom {
 namespace {
 
@@ -46,18 +48,27 @@ std::string model_name(const ServeOptions& options) {
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
+bool makes_vectors(const std::string& checkpoint) {
+  const Config task = member(open_checkpoint(checkpoint).recipe, "task");
+  return text_at(task, "kind") == "sentence_embedding";
+}
+
 }  // namespace
 
 void serve(const ServeOptions& options, const std::function<void(int port)>& ready) {
   const Signals signals;
-  LanguageModel language = load_language_model(options.checkpoint);
-  const std::string id = fingerprint(language.checkpoint);
-  const auto decoder = language.decoder;
-  const ServedModel model(std::move(language), model_name(options), id);
-  StateStore states(options.states, decoder, id);
-  Engine engine(decoder, options.engine);
+  const std::string name = model_name(options);
+  std::unique_ptr<LanguageService> language;
+  std::unique_ptr<Embedder> embedder;
+  if (makes_vectors(options.checkpoint)) {
+    embedder = std::make_unique<Embedder>(load_sentence_model(options.checkpoint), options.engine.max_queue);
+  } else {
+    language = std::make_unique<LanguageService>(load_language_model(options.checkpoint), name, options.states,
+                                                 options.engine);
+  }
   HttpServer* connections = nullptr;
-  Api api(model, engine, states, options.api, [&] { return connections == nullptr ? 0 : connections->connections(); });
+  Api api({name, language.get(), embedder.get()}, options.api,
+          [&] { return connections == nullptr ? 0 : connections->connections(); });
   HttpServer http(
       options.http, [&](const HttpRequest& request) { return api.gate(request); },
       [&](HttpRequest& request) { return api.handle(request); },
@@ -69,7 +80,7 @@ void serve(const ServeOptions& options, const std::function<void(int port)>& rea
   signals.wait();
   signals.end_at_next();
   api.refuse_new();
-  engine.drain();
+  if (language) language->engine.drain();
   while (api.busy() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(20));
   http.stop();
 }

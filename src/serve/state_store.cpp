@@ -159,6 +159,11 @@ std::vector<StateInfo> StateStore::list() const {
   return all;
 }
 
+int64_t StateStore::count() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(states_.size());
+}
+
 std::string StateStore::file(const std::string& id) const {
   return read_file(path(info(id).id), kMaxFile);
 }

@@ -44,6 +44,7 @@ class StateStore {
   void remove(const std::string& id);
   StateInfo info(const std::string& id) const;
   std::vector<StateInfo> list() const;
+  int64_t count() const;
   std::string file(const std::string& id) const;
   Stream load(const std::string& id) const;
   /// Throws ApiError where states are not kept.
