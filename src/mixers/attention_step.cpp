@@ -60,8 +60,9 @@ Tensor Attention::placed(const Tensor& x, const std::vector<int64_t>& positions)
 }
 
 Tensor Attention::read_each(const Tensor& x, at::ArrayRef<Memory*> streams, Pass& pass) {
-  // only where scores depend on nothing but the projected tokens, as for packed rows
-  if (!takes_packed() || pass.context.defined() || pass.positions.defined() || !all_real(streams)) {
+  // only where scores are products of what was projected and no more: attention_step knows no bias and no softcap
+  const bool plain = is("none") || is("learned") || is("sinusoidal") || is("rope");
+  if (!plain || options_.logit_softcap || pass.context.defined() || pass.positions.defined() || !all_real(streams)) {
     return ScannableMixer::read_each(x, streams, pass);
   }
   for (Memory* memory : streams) check_memory(*memory, 1);

@@ -54,7 +54,7 @@ TEST(Jinja, ErrorsNameTheLine) {
 
 TEST(Jinja, HostileTemplatesEndInAnError) {
   const std::string many(100'000, '(');
-  for (const std::string source : {
+  for (const std::string& source : {
            std::string("{% for a in range(10 ** 9) %}x{% endfor %}"),
            std::string("{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"),
            std::string("{{ 'x' * 10 ** 12 }}"),

@@ -456,11 +456,12 @@ class Safety(unittest.TestCase):
 
     def test_sigterm_finishes_what_runs(self):
         with Server("--max-tokens", 10**6) as server:
-            whole = server.text(prompt="the ", max_tokens=3000, temperature=0)
-            running = server.client().completions.create(model="m", prompt="the ", max_tokens=3000, temperature=0, stream=True)
+            whole = server.text(prompt="the ", max_tokens=10_000, temperature=0)
+            running = server.client().completions.create(model="m", prompt="the ", max_tokens=10_000, temperature=0, stream=True)
             text = next(running).choices[0].text
             server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.1)
+            while server.call("/health")[0] == 200:
+                time.sleep(0.01)
             status, headers, error = server.call("/v1/completions", {"prompt": "a"})
             self.assertEqual((status, error["error"]["code"], headers["Retry-After"]), (503, "stopping", "1"))
             text += "".join(event.choices[0].text for event in running)
