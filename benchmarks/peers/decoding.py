@@ -7,10 +7,12 @@ read, then tokens are decoded one by one. seqloom's figures are those of `seqloo
 own; its int8 has a scale for every 32 columns, as q8_0 has. Run it with --threads 1 and with --threads 2.
 """
 import statistics
+import subprocess
+import sys
 import tempfile
 
 import torch
-from common import HERE, begin, finish, peer, seqloom_bench, table
+from common import HERE, begin, finish, note, peer, seqloom_bench, table
 from inference import PROMPT, LlamaCpp, Transformers, write_gpt, write_mamba
 
 import models
@@ -56,11 +58,22 @@ def against_transformers(rows, options, transformers, shape, weights):
 def against_llama_cpp(rows, options, llama_cpp, gguf, shape, weights):
     with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
         shape.write(gguf, file.name, weights=FORMATS[weights])
+        if subprocess.run([sys.executable, __file__, "probe", file.name], capture_output=True).returncode != 0:
+            return note(f"llama.cpp {FORMATS[weights].lower()} dies on this machine and is not compared: {shape.name}")
         compare(rows, options, shape, weights, f"llama.cpp {FORMATS[weights].lower()}",
                 LlamaCpp(llama_cpp, file.name, options).rates)
 
 
+def probe(path):
+    """Reads a prompt, in a process of its own: some kernels of llama.cpp end theirs on some machines."""
+    import llama_cpp
+
+    llama_cpp.Llama(path, n_ctx=256, verbose=False).eval(list(range(128)))
+
+
 def main():
+    if sys.argv[1:2] == ["probe"]:
+        return probe(sys.argv[2])
     options = begin(__doc__)
     options.pairs = 2 if options.quick else 5  # a turn takes seconds
     options.decode = 16 if options.quick else 64
